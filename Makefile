@@ -1,0 +1,51 @@
+# Everything a developer or a new user types. `make` alone lists it.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+ARGS   ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint protos models bench docs clean
+
+help: ## list these targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 18
+
+demo: $(READY) ## stream real data through a real Kafka and a real Triton, and swap the model on the way (ARGS="--model maintenance")
+	@$(BIN)/headrace demo $(ARGS)
+
+test: $(READY) lint ## lint, types, import rules, generated files, and every test against real Kafka and Triton (ARGS="-k name")
+	@$(BIN)/pytest $(ARGS)
+
+lint: $(READY) ## style, types, import rules, and that generated files are up to date
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@$(BIN)/python protos/generate.py --check
+	@$(BIN)/python docs/generate.py --check
+
+protos: $(READY) ## generate the message classes from protos/
+	@$(BIN)/python protos/generate.py
+
+docs: $(READY) ## generate the configuration and telemetry references from the types
+	@$(BIN)/python docs/generate.py
+
+models: $(READY) ## train the three models of model_repository/ again from their data sets (ARGS="fraud")
+	@$(BIN)/python model_repository/train.py $(ARGS)
+
+bench: $(READY) ## topic to topic: events/s and CPU per event, beside a plain copy of the topic (ARGS="--events 400000")
+	@$(BIN)/python -m loadtest.bench $(ARGS)
+
+clean: ## remove the environment and every cache inside this folder
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+# The environment: made once, and again only when what it is made from changes.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Headrace needs Python 3.11 or newer; name one with: make PYTHON=python3.12 …" >&2; exit 1; }
+	@echo "Making the environment in $(VENV) (once; a few minutes) …"
+	@$(PYTHON) -m venv --clear $(VENV)
+	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[serving,local,loadtest,models,dev]'
+	@$(BIN)/headrace kafka --fetch
+	@touch $@

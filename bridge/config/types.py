@@ -1,0 +1,87 @@
+"""The scalar types of the configuration: durations, sizes and files that must exist.
+
+They know how a value is written by a person (`5ms`, `4MiB`) and nothing of the keys that use them.
+"""
+
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, PlainSerializer, WithJsonSchema
+
+_DURATION_UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+_SIZE_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+_QUANTITY = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]+)\s*")
+
+
+def parse_duration(value: Any) -> float:
+    """Seconds of `5ms`, `2s`, `1.5m`; only 0 may stand without a unit.
+
+    Raises:
+        ValueError: anything else, with the accepted spelling.
+    """
+    if value == 0 and not isinstance(value, bool):
+        return 0.0
+    match = _QUANTITY.fullmatch(value) if isinstance(value, str) else None
+    if match is None or match[2] not in _DURATION_UNITS:
+        raise ValueError(f"a duration is a number with a unit ({', '.join(_DURATION_UNITS)}), such as 5ms or 2s")
+    return float(match[1]) * _DURATION_UNITS[match[2]]
+
+
+def parse_size(value: Any) -> int:
+    """Bytes of `4MiB`, `512KiB`, or a whole number of bytes.
+
+    Raises:
+        ValueError: anything else, with the accepted spelling.
+    """
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    match = _QUANTITY.fullmatch(value) if isinstance(value, str) else None
+    if match is None or match[2] not in _SIZE_UNITS:
+        raise ValueError(f"a size is a number with a unit ({', '.join(_SIZE_UNITS)}), such as 4MiB")
+    return int(float(match[1]) * _SIZE_UNITS[match[2]])
+
+
+def format_duration(seconds: float) -> str:
+    """The shortest spelling that reads back as the same duration: `5ms`, `2s`, `1.5m`."""
+    for unit in ("h", "m", "s", "ms", "us"):
+        amount = seconds / _DURATION_UNITS[unit]
+        if amount >= 1 and abs(amount - round(amount)) < 1e-9:
+            return f"{round(amount)}{unit}"
+    return "0ms" if seconds == 0 else f"{seconds * 1e3:g}ms"
+
+
+def format_size(size: int) -> str:
+    """The shortest exact spelling: `4MiB`, `1000B`."""
+    for unit in ("GiB", "MiB", "KiB"):
+        if size and size % _SIZE_UNITS[unit] == 0:
+            return f"{size // _SIZE_UNITS[unit]}{unit}"
+    return f"{size}B"
+
+
+def _existing_file(path: Path) -> Path:
+    if not path.is_file():
+        raise ValueError("no such file")
+    return path
+
+
+_QUANTITY_SCHEMA = {"anyOf": [{"type": "string"}, {"type": "integer"}]}
+
+Duration = Annotated[
+    float,
+    BeforeValidator(parse_duration),
+    PlainSerializer(format_duration, return_type=str),
+    WithJsonSchema({**_QUANTITY_SCHEMA, "description": "duration, such as 5ms or 2s"}),
+]
+"""Seconds, written with a unit."""
+
+Size = Annotated[
+    int,
+    BeforeValidator(parse_size),
+    PlainSerializer(format_size, return_type=str),
+    WithJsonSchema({**_QUANTITY_SCHEMA, "description": "size, such as 4MiB"}),
+]
+"""Bytes, written with a unit or as a whole number."""
+
+ExistingFile = Annotated[Path, AfterValidator(_existing_file)]
+"""A path to a file that is there when the configuration is read."""

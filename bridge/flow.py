@@ -1,0 +1,386 @@
+"""The flow of events: intake, batches, calls to the model, emission in order, commits, and an orderly end.
+
+    source.poll -> Batcher -> decode -> Predictor -> encode -> sink.write -> Receipt -> PartitionEpoch -> source.commit
+                   (bounded)            (in_flight slots)      (bounded)     (acknowledged)
+
+Results keep the order of their partition because batches are taken in order and emitted in that order, however their
+answers arrive. A call that fails holds its slot; when all slots are held the queue fills, and then the source is not
+asked any more: that is all there is to a pause.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+import structlog
+
+from bridge.batch import Batcher
+from bridge.config import Pipeline
+from bridge.errors import PipelineStopped
+from bridge.infer.predictor import Abandoned, Predictor
+from bridge.letters import LetterWriter
+from bridge.observe.health import Health
+from bridge.observe.telemetry import Telemetry
+from bridge.partition import Partitioner
+from bridge.plan import Plan
+from bridge.receipt import Receipt
+from bridge.record import Batch, Decoded, Outcome, Record, Reject, Segment
+from bridge.sink import Row, Sink
+from bridge.source import Source
+
+log = structlog.get_logger()
+
+SOURCE_HEADER = "headrace-source"
+_POLL_SECONDS = 0.2
+_COMMIT_TIMEOUT = 10.0
+_INTAKE_END = 2.0
+_OVERHEAD = 512  # bytes of a produced batch beside key, value and headers, generously
+
+
+@dataclass(slots=True)
+class _Written:
+    """What a segment became; counted once it is acknowledged."""
+
+    letters: list[str]
+    results: int = 0
+    alerts: int = 0
+
+
+class Flow:
+    """One pipeline at work.
+
+    Args:
+        config: the configuration.
+        plan: compiled for the live model.
+        source: where events come from.
+        predictor: asks the model.
+        sink: where outcomes go.
+        partitioner: which partition an outcome goes to.
+        limits: topic -> its max.message.bytes.
+        telemetry: metrics.
+        health: what the health endpoints tell.
+        on_ready: called once, when partitions are assigned.
+    """
+
+    def __init__(
+        self,
+        config: Pipeline,
+        plan: Plan,
+        source: Source,
+        predictor: Predictor,
+        sink: Sink,
+        partitioner: Partitioner,
+        limits: dict[str, int],
+        telemetry: Telemetry,
+        health: Health,
+        on_ready: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._config = config
+        self._plan = plan
+        self._source = source
+        self._predictor = predictor
+        self._sink = sink
+        self._partitioner = partitioner
+        self._telemetry = telemetry
+        self._health = health
+        self._on_ready = on_ready
+        self._letters = LetterWriter(config, limits[config.dead_letter.topic])
+        self._largest = min(limits[t] for t in self._result_topics()) - _OVERHEAD
+        self._batcher = Batcher(plan.max_events, config.batch.max_bytes, config.batch.max_wait)
+        self._queue_events = plan.max_events * (config.batch.in_flight + 1)
+        self._queue_bytes = config.batch.max_bytes * (config.batch.in_flight + 1)
+        self._slots = asyncio.Semaphore(config.batch.in_flight)
+        self._arrived = asyncio.Event()
+        self._room = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._stopping = False
+        self._open = 0  # batches in flight and receipts not settled
+        self._last: asyncio.Event | None = None  # set when the batch before has been emitted
+        self._tasks: asyncio.TaskGroup | None = None
+        self._flights: set[asyncio.Task[None]] = set()
+        self._intake_ended = asyncio.Event()
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Until `stop` is set; then drain: finish what is in flight, commit, leave the group.
+
+        Raises:
+            PipelineStopped: something that cannot heal by itself.
+        """
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                self._tasks = tasks
+                work = tasks.create_task(self._work(), name="work")
+                await stop.wait()
+                await self._finish(work)
+        except BaseExceptionGroup as group:
+            raise _first(group) from None
+
+    async def drain(self, timeout: float) -> None:
+        """Drop what is queued, and wait until everything in flight has its outcome acknowledged."""
+        self._batcher.clear()
+        self._room.set()
+        try:
+            async with asyncio.timeout(timeout):
+                await self._idle.wait()
+        except TimeoutError:
+            log.warning("drain_incomplete", open=self._open, after=timeout, effect="these events will be done again")
+
+    async def _work(self) -> None:
+        tasks = self._tasks
+        assert tasks is not None, "running"  # noqa: S101 - for the type checker
+        await self._sink.start(tasks)
+        await self._source.start(self.drain)
+        async with asyncio.TaskGroup() as loops:
+            loops.create_task(self._commits(), name="commits")
+            loops.create_task(self._watch(), name="watch")
+            loops.create_task(self._dispatch(tasks), name="dispatch")
+            await self._intake()
+            self._intake_ended.set()
+
+    async def _finish(self, work: asyncio.Task[None]) -> None:
+        log.info("draining")
+        self._health.draining = True
+        self._stopping = True
+        self._room.set()
+        if self._health.assigned:
+            try:
+                async with asyncio.timeout(_INTAKE_END):  # a poll during a rebalance has no end of its own
+                    await self._intake_ended.wait()
+            except TimeoutError:
+                pass
+            await self.drain(self._config.drain_timeout)
+            await self._source.commit(_COMMIT_TIMEOUT)
+        work.cancel()
+        for flight in self._flights:
+            flight.cancel()
+        await self._source.stop()
+        await self._sink.stop(_COMMIT_TIMEOUT)
+        log.info("drained")
+
+    async def _intake(self) -> None:
+        loop = asyncio.get_running_loop()
+        waiting = True
+        while not self._stopping:
+            if self._batcher.events >= self._queue_events or self._batcher.bytes >= self._queue_bytes:
+                self._room.clear()
+                await self._room.wait()
+                continue
+            segments = await self._source.poll(self._plan.max_events * 2, _POLL_SECONDS)
+            self._health.assigned = self._source.assigned
+            if waiting and self._source.assigned:
+                waiting = False
+                self._on_ready()
+            now = loop.time()
+            for segment in segments:
+                self._batcher.add(segment, now)
+                self._telemetry.records("source", "consumed").inc(len(segment.records))
+            if segments:
+                self._arrived.set()
+
+    async def _dispatch(self, tasks: asyncio.TaskGroup) -> None:
+        while True:
+            await self._slots.acquire()
+            batch = await self._next_batch()
+            before, done = self._last, asyncio.Event()
+            self._last = done
+            self._opened(1)
+            self._telemetry.in_flight.inc()
+            flight = tasks.create_task(self._fly(batch, before, done), name="flight")
+            self._flights.add(flight)
+            flight.add_done_callback(self._flights.discard)
+
+    async def _next_batch(self) -> Batch:
+        loop = asyncio.get_running_loop()
+        while True:
+            self._arrived.clear()
+            now = loop.time()
+            if self._batcher.ready(now):
+                self._telemetry.batch_wait.observe(max(0.0, self._batcher.waited(now)))
+                batch = self._batcher.take()
+                self._telemetry.batch_records.observe(len(batch.records))
+                self._telemetry.queue("intake").set(self._batcher.events)
+                self._room.set()
+                return batch
+            wait = self._batcher.until_ready(now)
+            try:
+                async with asyncio.timeout(wait if wait != float("inf") else None):
+                    await self._arrived.wait()
+            except TimeoutError:
+                pass
+
+    async def _fly(self, batch: Batch, before: asyncio.Event | None, done: asyncio.Event) -> None:
+        try:
+            decoded = self._decode(batch)
+            predicted = await self._predictor.predict(decoded, lambda: not _alive(batch.segments))
+            outcome = self._plan.encoder.encode(len(batch.records), decoded, predicted.parts)
+            if predicted.rejects:
+                outcome = Outcome(outcome.values, outcome.alerts, [*outcome.rejects, *predicted.rejects])
+            self._telemetry.records("infer", "ok").inc(len(decoded.places) - len(predicted.rejects))
+            self._telemetry.records("infer", "rejected").inc(len(predicted.rejects))
+            if before is not None:
+                await before.wait()
+            await self._emit(batch, outcome)
+        except Abandoned:
+            self._telemetry.records("source", "dropped").inc(len(batch.records))
+        finally:
+            done.set()
+            self._slots.release()
+            self._telemetry.in_flight.dec()
+            self._opened(-1)
+
+    def _decode(self, batch: Batch) -> Decoded:
+        values = [record.value for record in batch.records]
+        limit = self._config.batch.max_bytes
+        large = [place for place, value in enumerate(values) if value is not None and len(value) > limit]
+        decoded = self._decode_without(values, large, limit) if large else self._plan.decoder.decode(values)
+        self._telemetry.records("decode", "ok").inc(len(decoded.places))
+        self._telemetry.records("decode", "rejected").inc(len(decoded.rejects))
+        return decoded
+
+    def _decode_without(self, values: list[bytes | None], large: list[int], limit: int) -> Decoded:
+        skipped = set(large)
+        places = [place for place in range(len(values)) if place not in skipped]
+        decoded = self._plan.decoder.decode([values[place] for place in places])
+        rejects = [reject._replace(row=places[reject.row]) for reject in decoded.rejects]
+        for place in large:
+            size = len(values[place] or b"")
+            rejects.append(
+                Reject(place, "too_large", f"the event has {size} bytes, more than batch.max_bytes ({limit})")
+            )
+        return Decoded(decoded.rows, [places[place] for place in decoded.places], decoded.copied, rejects)
+
+    async def _emit(self, batch: Batch, outcome: Outcome) -> None:
+        """Hand every outcome of the batch to the sink, each segment with its receipt."""
+        rejects = {reject.row: reject for reject in outcome.rejects}
+        at = 0
+        for segment in batch.segments:
+            count = len(segment.records)
+            if not segment.epoch.alive:
+                self._telemetry.records("source", "dropped").inc(count)  # the next owner does them
+                at += count
+                continue
+            values = list(outcome.values[at : at + count])
+            alerts = None if outcome.alerts is None else outcome.alerts[at : at + count]
+            letters = {row - at: reject for row, reject in rejects.items() if at <= row < at + count}
+            self._find_too_large(segment, values, letters)
+            self._opened(1)
+            written = _Written(sorted(reject.reason for reject in letters.values()))
+            receipt = Receipt(segment, partial(self._settled, written))
+            await self._write_results(segment, values, alerts, receipt, written)
+            await self._write_letters(segment, letters, receipt)
+            receipt.release()
+            at += count
+
+    def _find_too_large(self, segment: Segment, values: list[bytes | None], letters: dict[int, Reject]) -> None:
+        """Turn results that their topic would not take into dead letters."""
+        if max([len(value) for value in values if value is not None], default=0) < self._largest // 2 and not any(
+            record.headers for record in segment.records
+        ):
+            return
+        for row, (record, value) in enumerate(zip(segment.records, values, strict=True)):
+            if value is not None and (size := _record_size(record, value)) > self._largest:
+                values[row] = None
+                sentence = f"the result has {size} bytes with its key and headers, more than its topic takes"
+                letters[row] = Reject(row, "too_large", sentence)
+
+    async def _write_results(
+        self,
+        segment: Segment,
+        values: list[bytes | None],
+        alerts: npt.NDArray[np.bool_] | None,
+        receipt: Receipt,
+        written: "_Written",
+    ) -> None:
+        prefix = f"{segment.epoch.topic}/{segment.epoch.partition}/".encode()
+        rows = [
+            Row(record.key, value, record.timestamp, [*record.headers, (SOURCE_HEADER, prefix + b"%d" % record.offset)])
+            for record, value in zip(segment.records, values, strict=True)
+            if value is not None
+        ]
+        if rows:
+            written.results = len(rows)
+            await self._write(self._config.result.topic, segment, rows, receipt)
+        if alerts is not None and self._config.result.alert and alerts.any():
+            rows = [row for row, hit in zip(_aligned(rows, values), alerts.tolist(), strict=True) if hit and row]
+            if rows:
+                written.alerts = len(rows)
+                await self._write(self._config.result.alert.topic, segment, rows, receipt)
+
+    async def _write(self, topic: str, segment: Segment, rows: list[Row], receipt: Receipt) -> None:
+        for partition, group in self._partitioner.groups(topic, segment.epoch.partition, rows):
+            await self._sink.write(topic, partition, group, receipt)
+
+    async def _write_letters(self, segment: Segment, letters: dict[int, Reject], receipt: Receipt) -> None:
+        if not letters:
+            return
+        rows = [self._letters.letter(segment.records[row], letters[row]) for row in sorted(letters)]
+        topic = self._config.dead_letter.topic
+        await self._sink.write(topic, self._partitioner.letter(segment.epoch.partition), rows, receipt)
+
+    def _settled(self, written: "_Written", receipt: Receipt) -> None:
+        self._telemetry.records("sink", "result").inc(written.results)
+        self._telemetry.records("sink", "alert").inc(written.alerts)
+        self._telemetry.records("sink", "dead_letter").inc(len(written.letters))
+        for reason in written.letters:
+            self._telemetry.dead_letters(reason)
+        stamps = np.array([record.timestamp for record in receipt.segment.records], dtype=np.float64)
+        now = time.time()
+        self._telemetry.end_to_end.observe(np.maximum(now - stamps / 1000, 0.0))
+        self._telemetry.last_progress.set(now)
+        self._opened(-1)
+
+    def _opened(self, change: int) -> None:
+        self._open += change
+        if self._open:
+            self._idle.clear()
+        else:
+            self._idle.set()
+
+    async def _commits(self) -> None:
+        while True:
+            await asyncio.sleep(self._config.commit_interval)
+            await self._source.commit(_COMMIT_TIMEOUT)
+
+    async def _watch(self) -> None:
+        """Twice a second: the lag, and whether the intake is paused."""
+        while True:
+            await asyncio.sleep(0.5)
+            lags = self._source.lag()
+            self._telemetry.lags(lags)
+            paused = not self._room.is_set() and self._batcher.events >= self._queue_events
+            self._telemetry.paused_partitions.set(len(lags) if paused else 0)
+
+    def _result_topics(self) -> list[str]:
+        alert = self._config.result.alert
+        return [self._config.result.topic, *([alert.topic] if alert else [])]
+
+    def __repr__(self) -> str:
+        return f"<Flow {self._config.name} open={self._open} {self._batcher!r} {self._predictor!r} {self._source!r}>"
+
+
+def _alive(segments: Iterable[Segment]) -> bool:
+    return any(segment.epoch.alive for segment in segments)
+
+
+def _aligned(rows: list[Row], values: list[bytes | None]) -> Iterable[Row | None]:
+    left = iter(rows)
+    return [None if value is None else next(left) for value in values]
+
+
+def _record_size(record: Record, value: bytes) -> int:
+    headers = sum(len(name) * 4 + len(item or b"") + 10 for name, item in record.headers)
+    return len(record.key or b"") + len(value) + headers
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The error that explains the others: a sentence for the user if there is one."""
+    stopped, others = group.split(PipelineStopped)
+    chosen: BaseException = stopped if stopped is not None else others  # type: ignore[assignment]
+    while isinstance(chosen, BaseExceptionGroup):
+        chosen = chosen.exceptions[0]
+    return chosen

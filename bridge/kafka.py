@@ -1,0 +1,140 @@
+"""What consumer, producer and admin client share: how to reach the brokers, and which errors cannot heal."""
+
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from aiokafka.abc import AbstractTokenProvider
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.errors import (
+    AuthenticationFailedError,
+    ClusterAuthorizationFailedError,
+    GroupAuthorizationFailedError,
+    KafkaError,
+    SaslAuthenticationFailed,
+    TopicAuthorizationFailedError,
+    UnsupportedSaslMechanismError,
+)
+
+from bridge.config.model import Kafka
+
+DEFAULT_MAX_MESSAGE_BYTES = 1_048_588
+"""Kafka's own default of a topic's max.message.bytes, taken where the broker does not let us ask."""
+
+FATAL = (
+    AuthenticationFailedError,
+    SaslAuthenticationFailed,
+    UnsupportedSaslMechanismError,
+    TopicAuthorizationFailedError,
+    GroupAuthorizationFailedError,
+    ClusterAuthorizationFailedError,
+)
+"""Errors that waiting does not cure."""
+
+
+class TokenFile(AbstractTokenProvider):  # type: ignore[misc]
+    """OAUTHBEARER tokens from a file that something else keeps fresh; read at every login."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    async def token(self) -> str:
+        """The token of this moment."""
+        return self._path.read_text().strip()
+
+
+def client_options(kafka: Kafka) -> dict[str, Any]:
+    """Arguments that every aiokafka client takes for these brokers."""
+    security = kafka.security
+    options: dict[str, Any] = {
+        "bootstrap_servers": kafka.bootstrap_servers,
+        "security_protocol": security.protocol,
+        "client_id": "headrace",
+        # Some fetch errors ask for no new metadata; this bounds how long a moved leader goes unnoticed.
+        "metadata_max_age_ms": 30_000,
+    }
+    if security.protocol.endswith("SSL"):
+        context = ssl.create_default_context(cafile=str(security.ca_file) if security.ca_file else None)
+        context.check_hostname = security.verify_hostname
+        if security.cert_file:
+            context.load_cert_chain(str(security.cert_file), str(security.key_file))
+        options["ssl_context"] = context
+    if security.sasl:
+        sasl = security.sasl
+        options["sasl_mechanism"] = sasl.mechanism
+        if sasl.token_file:
+            options["sasl_oauth_token_provider"] = TokenFile(sasl.token_file)
+        else:
+            assert sasl.password_file is not None, "the configuration checks it"  # noqa: S101 - for the type checker
+            options["sasl_plain_username"] = sasl.username
+            options["sasl_plain_password"] = sasl.password_file.read_text().strip()
+    return options
+
+
+@dataclass(frozen=True, slots=True)
+class Topic:
+    """A topic as the brokers describe it."""
+
+    name: str
+    partitions: int
+    max_message_bytes: int
+
+
+async def describe_topics(kafka: Kafka, names: list[str]) -> dict[str, Topic | None]:
+    """Each topic, None where there is none; it is never created by asking.
+
+    Raises:
+        KafkaError: the brokers cannot be reached or refuse.
+    """
+    admin = AIOKafkaAdminClient(**client_options(kafka), request_timeout_ms=10_000)
+    try:
+        await admin.start()
+        listed = await admin.describe_topics(names)
+        partitions = {item["topic"]: len(item["partitions"]) for item in listed if item["error_code"] == 0}
+        for item in listed:
+            if item["error_code"] == TopicAuthorizationFailedError.errno:
+                raise TopicAuthorizationFailedError(item["topic"])
+        limits = await _max_message_bytes(admin, list(partitions))
+        return {
+            name: Topic(name, partitions[name], limits.get(name, DEFAULT_MAX_MESSAGE_BYTES))
+            if name in partitions
+            else None
+            for name in names
+        }
+    finally:
+        await admin.close()
+
+
+async def _max_message_bytes(admin: AIOKafkaAdminClient, names: list[str]) -> dict[str, int]:
+    if not names:
+        return {}
+    resources = [ConfigResource(ConfigResourceType.TOPIC, name, {"max.message.bytes": None}) for name in names]
+    limits: dict[str, int] = {}
+    try:
+        for answer in await admin.describe_configs(resources):
+            for code, _, _, name, entries in (resource[:5] for resource in answer.resources):
+                values = dict(entry[:2] for entry in entries)
+                if code == 0 and "max.message.bytes" in values:
+                    limits[name] = int(values["max.message.bytes"])
+    except (KafkaError, ValueError):
+        return {}  # not allowed to ask, or a broker that cannot say: the default holds
+    return limits
+
+
+def sentence(error: BaseException, kafka: Kafka) -> str:
+    """What a Kafka error means to a user, in one sentence."""
+    where = f"Kafka at {kafka.bootstrap_servers}"
+    match error:
+        case SaslAuthenticationFailed() | AuthenticationFailedError():
+            return f"{where} refused the login; check kafka.security.sasl"
+        case UnsupportedSaslMechanismError():
+            return f"{where} does not offer the mechanism of kafka.security.sasl.mechanism"
+        case TopicAuthorizationFailedError():
+            return f"{where} does not allow this user to use the topic {' '.join(map(str, error.args))}"
+        case GroupAuthorizationFailedError():
+            return f"{where} does not allow this user to use the consumer group {' '.join(map(str, error.args))}"
+        case _:
+            detail = " ".join(str(error).split())
+            return f"{where} does not answer: {detail or type(error).__name__}"

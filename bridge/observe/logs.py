@@ -1,0 +1,33 @@
+"""Structured logs on standard error: an event's name and its fields."""
+
+import logging
+import sys
+
+import structlog
+
+from bridge.config.model import Log
+
+
+def configure(config: Log) -> None:
+    """Set up logging for this process."""
+    console = config.format == "console" or (config.format == "auto" and sys.stderr.isatty())
+    renderer: structlog.typing.Processor = (
+        structlog.dev.ConsoleRenderer() if console else structlog.processors.JSONRenderer()
+    )
+    level = getattr(logging, config.level.upper())
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=False,
+    )
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s %(message)s")
+    # The Kafka client repeats an outage at every try; the bridge itself says once that it began and once that it ended.
+    logging.getLogger("aiokafka").setLevel(logging.DEBUG if level == logging.DEBUG else logging.CRITICAL)
+    logging.getLogger("grpc").setLevel(logging.CRITICAL)

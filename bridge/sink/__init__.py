@@ -1,0 +1,40 @@
+"""Where results, alerts and dead letters go, behind a Protocol of a few methods."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from bridge.receipt import Receipt
+
+
+class Row(NamedTuple):
+    """One record to write."""
+
+    key: bytes | None
+    value: bytes | None
+    timestamp: int
+    """Milliseconds since 1970."""
+    headers: list[tuple[str, bytes | None]]
+
+
+class Sink(Protocol):
+    """Writes records in order per partition, and acknowledges receipts."""
+
+    async def start(self, tasks: asyncio.TaskGroup) -> None:
+        """Connect; returns once the brokers answer. What runs on runs in `tasks`, so that no failure goes unseen.
+
+        Raises:
+            PipelineStopped: the brokers refuse in a way that waiting does not cure.
+        """
+        ...
+
+    async def write(self, topic: str, partition: int, rows: Sequence[Row], receipt: Receipt) -> None:
+        """Queue rows; `receipt` is held, and released when all of them are acknowledged.
+
+        Waits while too much is queued for that partition already.
+        """
+        ...
+
+    async def stop(self, timeout: float) -> None:
+        """Disconnect within so many seconds; what is not acknowledged by then stays unacknowledged."""
+        ...

@@ -1,0 +1,212 @@
+"""Results to Kafka: whole batches per partition, in order, kept until the broker has acknowledged them.
+
+Each partition has a writer with one batch on its way. What arrives meanwhile becomes the next batch, so batches grow by
+themselves under load, and under light load nothing waits. This client's idempotent producer never recovers from some
+errors; so after any failure a fresh producer is made, and the writer sends the same rows again, in the same order.
+"""
+
+import asyncio
+import random
+from collections import deque
+from collections.abc import Sequence
+from itertools import islice
+from typing import Any
+
+import structlog
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaError
+
+from bridge.config.model import Kafka
+from bridge.errors import PipelineStopped
+from bridge.kafka import FATAL, client_options, sentence
+from bridge.observe.telemetry import Telemetry
+from bridge.receipt import Receipt
+from bridge.retry import Backoff
+from bridge.sink import Row
+
+log = structlog.get_logger()
+
+BATCH_BYTES = 512 * 1024
+"""Most bytes of one produced batch, unless the topic takes less."""
+_QUEUE_BYTES = 4 * BATCH_BYTES
+_STOP_TIMEOUT = 10.0
+
+
+class KafkaSink:
+    """`Sink` over aiokafka.
+
+    Args:
+        kafka: how to reach the brokers.
+        limits: topic -> its max.message.bytes.
+        telemetry: where retries and the queue's length are counted.
+    """
+
+    def __init__(self, kafka: Kafka, limits: dict[str, int], telemetry: Telemetry) -> None:
+        self._kafka = kafka
+        self._batch_bytes = min([BATCH_BYTES, *limits.values()])
+        self._telemetry = telemetry
+        self._tasks: asyncio.TaskGroup | None = None
+        self._producer: AIOKafkaProducer | None = None
+        self._renewing = asyncio.Lock()
+        self._backoff = Backoff(0.1, 5.0, random.Random())
+        self._writers: dict[tuple[str, int], _Writer] = {}
+        self.queued = 0
+        """Records that are not acknowledged yet."""
+
+    async def start(self, tasks: asyncio.TaskGroup) -> None:
+        """See `Sink`."""
+        self._tasks = tasks
+        await self.renew(None)
+
+    async def write(self, topic: str, partition: int, rows: Sequence[Row], receipt: Receipt) -> None:
+        """See `Sink`."""
+        writer = self._writers.get((topic, partition))
+        if writer is None:
+            writer = self._writers[topic, partition] = _Writer(self, topic, partition)
+            assert self._tasks is not None, "started"  # noqa: S101 - for the type checker
+            writer.task = self._tasks.create_task(writer.run(), name=f"writer {topic}/{partition}")
+        receipt.hold()
+        self._count(len(rows))
+        await writer.add(rows, receipt)
+
+    async def stop(self, timeout: float) -> None:
+        """See `Sink`."""
+        for writer in self._writers.values():
+            if writer.task:
+                writer.task.cancel()
+        await self._discard(timeout)
+
+    async def send(self, topic: str, partition: int, rows: deque[Row]) -> int:
+        """Send as many of the first rows as one batch takes, until the broker acknowledges them.
+
+        Returns:
+            How many were sent.
+        """
+        while True:
+            producer = self._producer
+            if producer is None:
+                await self.renew(None)
+                continue
+            builder = producer.create_batch()
+            count = 0
+            for row in rows:
+                if builder.append(timestamp=row[2], key=row[0], value=row[1], headers=row[3]) is None:
+                    break
+                count += 1
+            try:
+                await (await producer.send_batch(builder, topic, partition=partition))
+            except FATAL as error:
+                raise PipelineStopped(sentence(error, self._kafka)) from error
+            except (KafkaError, AssertionError) as error:
+                self._telemetry.retry("produce")
+                log.warning("produce_failed", topic=topic, partition=partition, error=sentence(error, self._kafka))
+                await self.renew(producer)
+            else:
+                self._backoff.reset()
+                self._count(-count)
+                return count
+
+    async def renew(self, failed: AIOKafkaProducer | None) -> None:
+        """Replace the producer `failed`, unless another writer already has; waits until the brokers answer."""
+        async with self._renewing:
+            if self._producer is not failed:
+                return
+            if failed is not None:
+                await self._discard(_STOP_TIMEOUT)
+                await asyncio.sleep(self._backoff.next())
+            said = False
+            while self._producer is None:
+                producer = AIOKafkaProducer(
+                    **client_options(self._kafka),
+                    acks="all",
+                    enable_idempotence=True,
+                    max_batch_size=self._batch_bytes,
+                    max_request_size=64 * 2**20,
+                    request_timeout_ms=30_000,
+                )
+                try:
+                    await producer.start()
+                    self._producer = producer
+                except FATAL as error:
+                    raise PipelineStopped(sentence(error, self._kafka)) from error
+                except KafkaError as error:
+                    self._telemetry.retry("kafka")
+                    if not said:
+                        log.warning("kafka_away", error=sentence(error, self._kafka), action="trying again")
+                        said = True
+                    await asyncio.sleep(self._backoff.next())
+                finally:
+                    if self._producer is not producer:
+                        await _stop(producer, _STOP_TIMEOUT)
+
+    async def _discard(self, timeout: float) -> None:
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            await _stop(producer, timeout)
+
+    def _count(self, change: int) -> None:
+        self.queued += change
+        self._telemetry.queue("sink").set(self.queued)
+
+    def __repr__(self) -> str:
+        return f"<KafkaSink queued={self.queued} writers={list(self._writers.values())}>"
+
+
+class _Writer:
+    """The queue and the sending task of one partition."""
+
+    def __init__(self, sink: KafkaSink, topic: str, partition: int) -> None:
+        self._sink = sink
+        self._topic = topic
+        self._partition = partition
+        self._rows: deque[Row] = deque()
+        self._receipts: deque[tuple[int, Receipt]] = deque()  # (rows it stands for, receipt), in the order of the rows
+        self._bytes = 0
+        self._filled = asyncio.Event()
+        self._room = asyncio.Event()
+        self._room.set()
+        self.task: asyncio.Task[None] | None = None
+
+    async def add(self, rows: Sequence[Row], receipt: Receipt) -> None:
+        await self._room.wait()
+        self._rows.extend(rows)
+        self._receipts.append((len(rows), receipt))
+        self._bytes += _size(rows)
+        self._filled.set()
+        if self._bytes >= _QUEUE_BYTES:
+            self._room.clear()
+
+    async def run(self) -> None:
+        while True:
+            await self._filled.wait()
+            self._acknowledge(await self._sink.send(self._topic, self._partition, self._rows))
+
+    def _acknowledge(self, sent: int) -> None:
+        self._bytes -= _size(list(islice(self._rows, sent)))
+        for _ in range(sent):
+            self._rows.popleft()
+        if not self._rows:
+            self._filled.clear()
+        if self._bytes < _QUEUE_BYTES:
+            self._room.set()
+        while sent:
+            count, receipt = self._receipts.popleft()
+            if count > sent:
+                self._receipts.appendleft((count - sent, receipt))
+                return
+            sent -= count
+            receipt.release()
+
+    def __repr__(self) -> str:
+        return f"<{self._topic}/{self._partition} rows={len(self._rows)} bytes={self._bytes}>"
+
+
+def _size(rows: Sequence[Row]) -> int:
+    return sum([len(row[1]) if row[1] else 0 for row in rows]) + 100 * len(rows)
+
+
+async def _stop(producer: Any, timeout: float) -> None:
+    try:
+        await asyncio.wait_for(producer.stop(), timeout)
+    except (KafkaError, TimeoutError) as error:
+        log.debug("producer_stop_failed", error=str(error) or type(error).__name__)

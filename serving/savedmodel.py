@@ -1,0 +1,116 @@
+"""What a SavedModel says of itself: its signatures. Read from the protobuf alone, without TensorFlow."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from google.protobuf.message import DecodeError
+
+from serving._pb import saved_model_pb2 as pb
+from serving.errors import ServingError
+
+SERVE_TAG = "serve"
+DEFAULT_SIGNATURE = "serving_default"
+
+# TensorFlow's DataType enum -> the type's name in Triton's protocol.
+_DATA_TYPES = {
+    1: "FP32",
+    2: "FP64",
+    3: "INT32",
+    4: "UINT8",
+    5: "INT16",
+    6: "INT8",
+    7: "BYTES",
+    9: "INT64",
+    10: "BOOL",
+    17: "UINT16",
+    19: "FP16",
+    22: "UINT32",
+    23: "UINT64",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """One input or output of a signature.
+
+    Attributes:
+        name: its name in the signature.
+        datatype: as Triton's protocol spells it, such as FP32 or BYTES.
+        shape: with the batch dimension; -1 where it varies.
+    """
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.datatype}{list(self.shape)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """A signature: what can be asked of a SavedModel.
+
+    Attributes:
+        name: such as `serving_default`.
+        inputs: sorted by name.
+        outputs: sorted by name.
+    """
+
+    name: str
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+
+    @property
+    def batches(self) -> bool:
+        """Whether the first dimension of every tensor varies, so that requests can be joined along it."""
+        return all(tensor.shape[:1] == (-1,) for tensor in (*self.inputs, *self.outputs))
+
+
+def saved_model_folder(version: Path) -> Path:
+    """The SavedModel inside a version folder: Triton's layout (`model.savedmodel/`) or TensorFlow Serving's.
+
+    Raises:
+        ServingError: there is none.
+    """
+    for folder in (version / "model.savedmodel", version):
+        if (folder / "saved_model.pb").is_file():
+            return folder
+    raise ServingError(f"{version}: no SavedModel; expected model.savedmodel/saved_model.pb or saved_model.pb in it")
+
+
+def read_signature(folder: Path, name: str = DEFAULT_SIGNATURE) -> Signature:
+    """The signature `name` of the SavedModel in `folder`.
+
+    Raises:
+        ServingError: no readable SavedModel, no such signature, or a tensor type that cannot be served.
+    """
+    path = folder / "saved_model.pb"
+    try:
+        model = pb.SavedModel.FromString(path.read_bytes())
+    except OSError as error:
+        raise ServingError(f"{path}: cannot be read: {error.strerror}") from None
+    except DecodeError:
+        raise ServingError(f"{path}: not a SavedModel, or copied in part") from None
+    graphs = [graph for graph in model.meta_graphs if SERVE_TAG in graph.meta_info_def.tags]
+    if not graphs:
+        raise ServingError(f"{path}: no graph with the tag {SERVE_TAG!r}")
+    signatures = graphs[0].signature_def
+    if name not in signatures:
+        known = ", ".join(sorted(key for key in signatures if not key.startswith("__"))) or "none"
+        raise ServingError(f"{path}: no signature {name!r}; it has {known}")
+    found = signatures[name]
+    return Signature(name, _tensors(path, found.inputs), _tensors(path, found.outputs))
+
+
+def _tensors(path: Path, infos: Mapping[str, pb.TensorInfo]) -> tuple[Tensor, ...]:
+    tensors = []
+    for name, info in sorted(infos.items()):
+        if info.dtype not in _DATA_TYPES:
+            raise ServingError(f"{path}: tensor {name!r} has TensorFlow type {info.dtype}, which cannot be served")
+        if info.tensor_shape.unknown_rank:
+            raise ServingError(f"{path}: tensor {name!r} has no known rank; export it with a shape")
+        shape = tuple(dim.size for dim in info.tensor_shape.dim)
+        tensors.append(Tensor(name, _DATA_TYPES[info.dtype], shape))
+    return tuple(tensors)
