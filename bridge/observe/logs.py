@@ -28,6 +28,13 @@ def configure(config: Log) -> None:
         cache_logger_on_first_use=False,
     )
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s %(message)s")
-    # The Kafka client repeats an outage at every try; the bridge itself says once that it began and once that it ended.
-    logging.getLogger("aiokafka").setLevel(logging.DEBUG if level == logging.DEBUG else logging.CRITICAL)
-    logging.getLogger("grpc").setLevel(logging.CRITICAL)
+    silence_clients(debug=level == logging.DEBUG)
+
+
+def silence_clients(debug: bool = False) -> None:
+    """Keep the clients' own logs out, unless they are asked for.
+
+    They repeat an outage at every try; the bridge itself says once that it began and once that it ended.
+    """
+    for name in ("aiokafka", "grpc"):
+        logging.getLogger(name).setLevel(logging.DEBUG if debug else logging.CRITICAL)

@@ -1,0 +1,107 @@
+"""kafka and serve: real servers on this machine, in the foreground."""
+
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from headrace.rig.process import die_with_parent
+
+if TYPE_CHECKING:
+    from headrace.rig.kafka import KafkaCluster
+    from headrace.rig.triton import TritonRig
+
+
+def add(app: typer.Typer) -> None:
+    """Add these commands."""
+    app.command()(kafka)
+    app.command()(serve)
+
+
+def kafka(
+    port: Annotated[int, typer.Option(help="Port of the first broker; 0 takes a free one.")] = 9092,
+    data: Annotated[Path | None, typer.Option(help="Keep the topics in this folder; else they go away.")] = None,
+    brokers: Annotated[int, typer.Option(min=1, max=9, help="How many brokers.")] = 1,
+    fetch: Annotated[bool, typer.Option("--fetch", help="Only get what is needed to start later, then exit.")] = False,
+) -> None:
+    """Run a real Apache Kafka on this machine. Prints `ready HOST:PORT` once clients can use it.
+
+    Where no Java can run it falls back to a mock, and says so.
+    """
+    from headrace.rig.kafka import KafkaCluster, KafkaUnavailable, fetch_jars, java, mock_cluster
+
+    status = Console(stderr=True)
+    try:
+        with status.status("Kafka: resolving its jars (once, about 45 MB)"):
+            java()
+            fetch_jars()
+    except KafkaUnavailable as error:
+        if fetch:
+            raise
+        _mock(str(error), port, mock_cluster, status)
+        return
+    if fetch:
+        status.print("Kafka: its jars are here")
+        return
+    cluster = KafkaCluster(port=port, brokers=brokers, data=data)
+    _serve("Kafka", cluster, lambda: cluster.bootstrap_servers, status)
+
+
+def serve(
+    repository: Annotated[Path, typer.Argument(metavar="REPOSITORY", help="The folder of models.")],
+    grpc_port: Annotated[int, typer.Option(help="Port of the gRPC service; 0 takes a free one.")] = 8001,
+    http_port: Annotated[int, typer.Option(help="Port of HTTP and health; 0 takes a free one.")] = 8000,
+    metrics_port: Annotated[int, typer.Option(help="Port of Triton's own metrics; 0 takes a free one.")] = 8002,
+) -> None:
+    """Run a real Triton over a model repository. Prints `ready HOST:PORT` (gRPC) once every model is loaded."""
+    from headrace.rig.triton import TritonRig
+
+    rig = TritonRig(repository, grpc_port, http_port, metrics_port)
+    _serve("Triton", rig, lambda: rig.address, Console(stderr=True))
+
+
+class _Stopped(BaseException):
+    """SIGTERM or Ctrl-C; no Exception, so that nothing on the way takes it for a failure."""
+
+
+def _serve(name: str, server: "KafkaCluster | TritonRig", address: Callable[[], str], status: Console) -> None:
+    def stopped(*_: object) -> None:
+        # From here on, signals wait: the end must not be interrupted half-way.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
+        raise _Stopped
+
+    die_with_parent()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stopped)
+    try:
+        with status.status(f"{name}: starting"):
+            server.launch()
+            server.wait_ready()
+        print(f"ready {address()}", flush=True)
+        server.wait()
+    except _Stopped:
+        status.print(f"{name}: stopping")
+    finally:
+        server.stop()
+
+
+def _mock(why: str, port: int, mock_cluster: Callable[..., object], status: Console) -> None:
+    status.print(
+        f"NOTICE: this is NOT a real Kafka. {why}. In its place runs librdkafka's mock cluster: no transactions, "
+        "nothing on disk, and not every request is known. Good for a first look, for nothing else.",
+        style="bold red",
+    )
+    die_with_parent()
+    until = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: until.set())
+    with mock_cluster(0 if port == 9092 else port) as address:  # type: ignore[attr-defined]
+        print(f"ready {address}", flush=True)
+        until.wait()
+    sys.exit(0)

