@@ -297,8 +297,8 @@ class Flow:
         written: "_Written",
     ) -> None:
         prefix = f"{segment.epoch.topic}/{segment.epoch.partition}/".encode()
-        rows = [
-            Row(record.key, value, record.timestamp, [*record.headers, (SOURCE_HEADER, prefix + b"%d" % record.offset)])
+        rows: list[Row] = [
+            (record.key, value, record.timestamp, [*record.headers, (SOURCE_HEADER, prefix + b"%d" % record.offset)])
             for record, value in zip(segment.records, values, strict=True)
             if value is not None
         ]

@@ -47,4 +47,4 @@ class LetterWriter:
                 f"the event {record.topic}/{record.partition}/{record.offset} needs a dead letter of {size} bytes, but "
                 f"{self._topic!r} takes {self._limit}; raise its max.message.bytes"
             )
-        return Row(record.key, record.value, record.timestamp, headers)
+        return (record.key, record.value, record.timestamp, headers)

@@ -29,7 +29,7 @@ class Partitioner:
         count = self._partitions[topic]
         groups: dict[int, list[Row]] = {}
         for row in rows:
-            partition = source % count if row.key is None else _hash(bytes(row.key)) % count
+            partition = source % count if row[0] is None else _hash(bytes(row[0])) % count
             groups.setdefault(partition, []).append(row)
         return groups.items()
 

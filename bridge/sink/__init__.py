@@ -2,19 +2,12 @@
 
 import asyncio
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from bridge.receipt import Receipt
 
-
-class Row(NamedTuple):
-    """One record to write."""
-
-    key: bytes | None
-    value: bytes | None
-    timestamp: int
-    """Milliseconds since 1970."""
-    headers: list[tuple[str, bytes | None]]
+Row = tuple[bytes | None, bytes | None, int, list[tuple[str, bytes | None]]]
+"""One record to write: key, value, timestamp (ms since 1970), headers. A bare tuple, since one is made per event."""
 
 
 class Sink(Protocol):

@@ -9,12 +9,13 @@ import asyncio
 import random
 from collections import deque
 from collections.abc import Sequence
-from itertools import islice
+from dataclasses import dataclass
 from typing import Any
 
 import structlog
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
+from aiokafka.producer.message_accumulator import BatchBuilder
 
 from bridge.config.model import Kafka
 from bridge.errors import PipelineStopped
@@ -76,7 +77,7 @@ class KafkaSink:
                 writer.task.cancel()
         await self._discard(timeout)
 
-    async def send(self, topic: str, partition: int, rows: deque[Row]) -> int:
+    async def send(self, topic: str, partition: int, chunks: Sequence["_Chunk"]) -> int:
         """Send as many of the first rows as one batch takes, until the broker acknowledges them.
 
         Returns:
@@ -88,11 +89,7 @@ class KafkaSink:
                 await self.renew(None)
                 continue
             builder = producer.create_batch()
-            count = 0
-            for row in rows:
-                if builder.append(timestamp=row[2], key=row[0], value=row[1], headers=row[3]) is None:
-                    break
-                count += 1
+            count = _fill(builder, chunks)
             try:
                 await (await producer.send_batch(builder, topic, partition=partition))
             except FATAL as error:
@@ -152,6 +149,16 @@ class KafkaSink:
         return f"<KafkaSink queued={self.queued} writers={list(self._writers.values())}>"
 
 
+@dataclass(slots=True)
+class _Chunk:
+    """Rows that came together; those before `start` are acknowledged."""
+
+    rows: Sequence[Row]
+    receipt: Receipt
+    size: int
+    start: int = 0
+
+
 class _Writer:
     """The queue and the sending task of one partition."""
 
@@ -159,8 +166,7 @@ class _Writer:
         self._sink = sink
         self._topic = topic
         self._partition = partition
-        self._rows: deque[Row] = deque()
-        self._receipts: deque[tuple[int, Receipt]] = deque()  # (rows it stands for, receipt), in the order of the rows
+        self._chunks: deque[_Chunk] = deque()
         self._bytes = 0
         self._filled = asyncio.Event()
         self._room = asyncio.Event()
@@ -169,9 +175,9 @@ class _Writer:
 
     async def add(self, rows: Sequence[Row], receipt: Receipt) -> None:
         await self._room.wait()
-        self._rows.extend(rows)
-        self._receipts.append((len(rows), receipt))
-        self._bytes += _size(rows)
+        size = sum([len(row[1]) if row[1] else 0 for row in rows]) + 100 * len(rows)
+        self._chunks.append(_Chunk(rows, receipt, size))
+        self._bytes += size
         self._filled.set()
         if self._bytes >= _QUEUE_BYTES:
             self._room.clear()
@@ -179,30 +185,39 @@ class _Writer:
     async def run(self) -> None:
         while True:
             await self._filled.wait()
-            self._acknowledge(await self._sink.send(self._topic, self._partition, self._rows))
+            # What comes in from here on belongs to the next batch.
+            self._acknowledge(await self._sink.send(self._topic, self._partition, tuple(self._chunks)))
 
     def _acknowledge(self, sent: int) -> None:
-        self._bytes -= _size(list(islice(self._rows, sent)))
-        for _ in range(sent):
-            self._rows.popleft()
-        if not self._rows:
+        while sent:
+            chunk = self._chunks[0]
+            left = len(chunk.rows) - chunk.start
+            if left > sent:
+                chunk.start += sent
+                break
+            sent -= left
+            self._chunks.popleft()
+            self._bytes -= chunk.size
+            chunk.receipt.release()
+        if not self._chunks:
             self._filled.clear()
         if self._bytes < _QUEUE_BYTES:
             self._room.set()
-        while sent:
-            count, receipt = self._receipts.popleft()
-            if count > sent:
-                self._receipts.appendleft((count - sent, receipt))
-                return
-            sent -= count
-            receipt.release()
 
     def __repr__(self) -> str:
-        return f"<{self._topic}/{self._partition} rows={len(self._rows)} bytes={self._bytes}>"
+        return f"<{self._topic}/{self._partition} chunks={len(self._chunks)} bytes={self._bytes}>"
 
 
-def _size(rows: Sequence[Row]) -> int:
-    return sum([len(row[1]) if row[1] else 0 for row in rows]) + 100 * len(rows)
+def _fill(builder: BatchBuilder, chunks: Sequence[_Chunk]) -> int:
+    """Append rows until the batch is full; how many it took."""
+    append = builder.append
+    count = 0
+    for chunk in chunks:
+        for row in chunk.rows[chunk.start :] if chunk.start else chunk.rows:
+            if append(timestamp=row[2], key=row[0], value=row[1], headers=row[3]) is None:
+                return count
+            count += 1
+    return count
 
 
 async def _stop(producer: Any, timeout: float) -> None:

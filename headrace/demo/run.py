@@ -168,7 +168,7 @@ async def _stream(
         view.note = "version 2 is loading while version 1 serves on"
         begun = time.monotonic()
         await asyncio.to_thread(_publish, servers, model, source)
-        view.note = f"version 2 serves; it took {time.monotonic() - begun:.1f} s to load, and the stream never stopped"
+        view.note = f"version 2 serves; it took {time.monotonic() - begun:.1f} s to load, while version 1 served on"
         swapped.set()
 
     with Live(view, console=console, refresh_per_second=5) if console.is_terminal else nullcontext():

@@ -1,0 +1,1 @@
+"""Load tests and benchmarks. Nothing of the product imports this."""
