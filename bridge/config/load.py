@@ -90,13 +90,13 @@ def _override(document: dict[str, Any], env: Mapping[str, str]) -> dict[str, Any
 
 
 def _sentences(error: ValidationError) -> Iterator[str]:
-    seen: set[tuple[str, str]] = set()
+    seen: set[str] = set()
     for item in error.errors():
         path = [part for part in item["loc"] if not (isinstance(part, str) and _is_union_branch(part))]
         dotted = ".".join(str(part) for part in path)
         sentence = _sentence(item["type"], item["msg"], path, item["input"], item.get("ctx", {}))
-        if (dotted, item["type"]) not in seen:  # one sentence for a key, not one for each branch of its type
-            seen.add((dotted, item["type"]))
+        if dotted not in seen or item["type"] == "value_error":  # one for a key, not one for each branch of its type
+            seen.add(dotted)
             yield f"{dotted}: {sentence}" if dotted else sentence
 
 

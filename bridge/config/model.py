@@ -6,12 +6,19 @@ module reads no files but those whose existence a key asks for, and knows nothin
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from bridge.config.types import Duration, ExistingFile, Size
 from bridge.expression import Expression
 
 TopicName = Annotated[str, Field(min_length=1, max_length=249, pattern=r"^[A-Za-z0-9._-]+$")]
+
+
+def _version(value: Any) -> Any:
+    number = int(value) if isinstance(value, str) and value.isdigit() else value
+    if value != "latest" and (not isinstance(number, int) or isinstance(number, bool) or number < 1):
+        raise ValueError("a version is latest, or a number from 1")
+    return number
 
 
 def _valid_expression(text: str) -> str:
@@ -133,7 +140,7 @@ class Model(Section):
     """gRPC address: host:port, or dns:///name:port to spread calls over all addresses of a headless service."""
     name: str = Field(min_length=1, examples=["fraud"])
     """The model's name on the server."""
-    version: Literal["latest"] | PositiveInt = "latest"
+    version: Annotated[Literal["latest"] | int, BeforeValidator(_version)] = "latest"
     """latest: whatever the server serves; or the number of one version."""
     inputs: dict[str, str | list[str]] | None = None
     """Tensor name -> the event's field, or several fields stacked in this order; a dotted path reaches into objects, an

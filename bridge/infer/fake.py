@@ -25,6 +25,7 @@ class FakeServer:
         script: errors to raise, one for each coming call of `infer`, before the function is asked again.
         version: the version that answers carry.
         available: while cleared, `describe` and `infer` fail as an unreachable server does.
+        absent: a sentence, when the model is not loaded.
         gate: while cleared, answers are held back.
         calls: rows of each call so far.
     """
@@ -35,6 +36,7 @@ class FakeServer:
         self.script: list[InferenceError] = []
         self.version = model.versions[-1] if model.versions else "1"
         self.available = True
+        self.absent = ""
         self.gate = asyncio.Event()
         self.gate.set()
         self.calls: list[int] = []
@@ -70,6 +72,8 @@ class FakeServer:
     def _check_available(self) -> None:
         if not self.available:
             raise InferenceError(Disposition.RETRY, "UNAVAILABLE", "the fake server is away")
+        if self.absent:
+            raise InferenceError(Disposition.ABSENT, "NOT_FOUND", self.absent)
 
     def __repr__(self) -> str:
         return f"<FakeServer {self.model.name} version={self.version} calls={len(self.calls)}>"

@@ -1,0 +1,56 @@
+"""What all tests share. Real servers start once a session, when first needed; a missing part fails, it never skips."""
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+from headrace.rig.kafka import KafkaCluster
+from headrace.rig.triton import TritonRig
+from tests.support import Broker
+
+settings.register_profile("suite", deadline=None, derandomize=True, max_examples=100)
+settings.load_profile("suite")
+
+
+@pytest.fixture(scope="session")
+def kafka() -> Iterator[KafkaCluster]:
+    """A real Kafka of one broker."""
+    with KafkaCluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def broker(kafka: KafkaCluster) -> Broker:
+    """The same, with what tests do with topics."""
+    return Broker(kafka.bootstrap_servers)
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository of the tests' own models (tests/models.py)."""
+    folder = tmp_path_factory.mktemp("models")
+    script = Path(__file__).parent / "models.py"
+    done = subprocess.run([sys.executable, str(script), str(folder)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture(scope="session")
+def triton(models: Path) -> Iterator[TritonRig]:
+    """A real Triton with the tests' models."""
+    with TritonRig(models) as rig:
+        yield rig
+
+
+@pytest.fixture
+def virtual_time() -> Iterator[asyncio.Runner]:
+    """Runs coroutines on a loop whose clock jumps to the next timer, so that waiting takes no time."""
+    from tests.virtual_loop import VirtualLoop
+
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        yield runner

@@ -1,0 +1,423 @@
+"""The flow over fakes, in virtual time: order, dead letters, outages, drains and rebalances."""
+
+import asyncio
+import json
+import random
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bridge.config import Pipeline, parse
+from bridge.errors import PipelineStopped
+from bridge.flow import Flow
+from bridge.infer import Disposition, InferenceError
+from bridge.infer.fake import FakeServer
+from bridge.infer.predictor import Predictor
+from bridge.memory import FakeSink, FakeSource, MemoryBroker
+from bridge.observe.health import Health
+from bridge.observe.telemetry import Telemetry
+from bridge.partition import Partitioner
+from bridge.plan import Plan
+from bridge.tensors import ModelSpec, TensorSpec
+
+MODEL = ModelSpec("m", ["1"], [TensorSpec("x", "FP64", ())], [TensorSpec("y", "FP64", ())], None)
+PARTITIONS = 3
+
+
+def poison(arrays: Any) -> Any:
+    """Doubles; refuses a batch with a negative number, as a model does that checks its input."""
+    if (arrays["x"] < 0).any():
+        raise InferenceError(Disposition.DATA, "INVALID_ARGUMENT", "negative")
+    return {"y": arrays["x"] * 2}
+
+
+@dataclass
+class World:
+    """Everything around one flow."""
+
+    config: Pipeline
+    broker: MemoryBroker
+    source: FakeSource
+    sink: FakeSink
+    server: FakeServer
+    telemetry: Telemetry
+    health: Health
+    flow: Flow
+
+    def events(self, values: list[Any], partition: int = 0) -> None:
+        for value in values:
+            payload = value if value is None or isinstance(value, bytes) else json.dumps(value).encode()
+            number = len(self.broker.log["events"][partition])
+            key = f"{partition}-{number}".encode()
+            self.broker.append("events", partition, (key, payload, 1000 + number, [("h", b"1")]))
+
+    def results(self) -> list[tuple[bytes | None, Any]]:
+        return [(record.key, json.loads(record.value or b"")["y"]) for record in self.broker.records("results")]
+
+    def letters(self) -> list[tuple[bytes | None, str]]:
+        return [(r.key, (dict(r.headers)["headrace-reason"] or b"").decode()) for r in self.broker.records("letters")]
+
+    def committed(self) -> list[int]:
+        return [self.broker.committed.get(("p", "events", n), 0) for n in range(PARTITIONS)]
+
+    def metric(self, name: str, **labels: str) -> float:
+        return self.telemetry.registry.get_sample_value(name, {"pipeline": "p", **labels}) or 0.0
+
+
+def world(limits: dict[str, int] | None = None, **sections: Any) -> World:
+    document: dict[str, Any] = {
+        "name": "p",
+        "kafka": {"bootstrap_servers": "memory"},
+        "source": {"topics": ["events"]},
+        "model": {"name": "m"},
+        "batch": {"max_events": 8, "in_flight": 2},
+        "result": {"topic": "results", "alert": {"when": "y >= 10", "topic": "alerts"}},
+        "dead_letter": {"topic": "letters"},
+    }
+    for key, value in sections.items():
+        document[key] = document[key] | value if isinstance(document.get(key), dict) else value
+    config = parse(document, {})
+    partitions = {"events": PARTITIONS, "results": PARTITIONS, "alerts": PARTITIONS, "letters": 1}
+    broker = MemoryBroker(partitions)
+    source, sink, server = FakeSource(broker, "p", ["events"]), FakeSink(broker), FakeServer(MODEL, poison)
+    telemetry, health = Telemetry("p"), Health()
+    plan = Plan.compile(config, MODEL)
+    predictor = Predictor(server, MODEL, plan.outputs, telemetry, health, random.Random(1))
+    sizes = dict.fromkeys(partitions, 1_000_000) | (limits or {})
+    flow = Flow(config, plan, source, predictor, sink, Partitioner(config, partitions), sizes, telemetry, health)
+    return World(config, broker, source, sink, server, telemetry, health, flow)
+
+
+async def flowing(w: World, body: Callable[[], Awaitable[None]]) -> None:
+    """Run the flow, do `body`, stop it, and wait for the drained end."""
+    stop = asyncio.Event()
+    async with asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(w.flow.run(stop))
+        await body()
+        stop.set()
+        await running
+
+
+def slowly(w: World, seconds: Callable[[], float]) -> None:
+    """Have the model take its time."""
+    ask = w.server.infer
+
+    async def late(*args: Any) -> Any:
+        await asyncio.sleep(seconds())
+        return await ask(*args)
+
+    w.server.infer = late  # type: ignore[method-assign]
+
+
+async def until(true: Callable[[], bool], seconds: float = 600) -> None:
+    async with asyncio.timeout(seconds):
+        while not true():
+            await asyncio.sleep(0.01)
+
+
+def test_every_event_gets_its_result_in_order(virtual_time: asyncio.Runner) -> None:
+    w = world()
+    for partition in range(PARTITIONS):
+        w.events([{"x": n} for n in range(50)], partition)
+
+    async def body() -> None:
+        await until(lambda: len(w.broker.records("results")) == 150)
+
+    virtual_time.run(flowing(w, body))
+    assert w.results() == [(f"{p}-{n}".encode(), 2.0 * n) for p in range(PARTITIONS) for n in range(50)]
+    record = w.broker.log["results"][1][7]
+    assert (record.timestamp, record.headers) == (1007, (("h", b"1"), ("headrace-source", b"events/1/7")))
+    assert w.committed() == [50, 50, 50]
+    assert len(w.broker.records("alerts")) == 3 * 45
+    assert w.broker.records("alerts")[0].value == w.broker.log["results"][0][5].value
+    assert w.metric("headrace_records_total", stage="sink", outcome="result") == 150
+    assert w.metric("headrace_end_to_end_seconds_count") == 150
+
+
+def test_bad_events_become_dead_letters_and_harm_nobody(virtual_time: asyncio.Runner) -> None:
+    w = world()
+    w.events([{"x": 1}, b"no json", {"x": "2"}, None, {"x": 3}, b"[1", b"2]", {}])
+
+    async def body() -> None:
+        await until(lambda: w.committed()[0] == 8)
+
+    virtual_time.run(flowing(w, body))
+    assert w.results() == [(b"0-0", 2.0), (b"0-4", 6.0)]
+    assert w.letters() == [
+        (b"0-1", "decode"), (b"0-2", "mapping"), (b"0-3", "decode"), (b"0-5", "decode"), (b"0-6", "decode"),
+        (b"0-7", "mapping"),
+    ]  # fmt: skip
+    letter = w.broker.records("letters")[1]
+    headers = {name: (value or b"").decode() for name, value in letter.headers}
+    assert letter.value == b'{"x": "2"}'
+    assert headers == {
+        "h": "1",
+        "headrace-reason": "mapping",
+        "headrace-error": "field 'x' is a string, but tensor 'x' (FP64) needs a number",
+        "headrace-topic": "events",
+        "headrace-partition": "0",
+        "headrace-offset": "2",
+        "headrace-timestamp": "1002",
+        "headrace-model": "m",
+        "headrace-model-version": "",
+        "headrace-attempts": "0",
+        "headrace-pipeline": "p",
+    }
+    assert w.metric("headrace_dead_letters_total", reason="decode") == 4
+
+
+@pytest.mark.parametrize("place", range(8))
+def test_one_refused_event_is_found_with_few_calls(virtual_time: asyncio.Runner, place: int) -> None:
+    w = world()
+    w.events([{"x": -1 if n == place else n} for n in range(8)])
+
+    async def body() -> None:
+        await until(lambda: w.committed()[0] == 8)
+
+    virtual_time.run(flowing(w, body))
+    assert w.results() == [(f"0-{n}".encode(), 2.0 * n) for n in range(8) if n != place]
+    assert w.letters() == [(f"0-{place}".encode(), "model")]
+    assert len(w.server.calls) <= 1 + 2 * 3
+
+
+def test_a_changed_signature_stops_the_flow_instead_of_blaming_events(virtual_time: asyncio.Runner) -> None:
+    w = world()
+    w.server.model = ModelSpec("m", ["2"], [TensorSpec("z", "FP64", ())], MODEL.outputs, None)
+    w.events([{"x": -1}, {"x": 1}])
+    with pytest.raises(PipelineStopped, match="changed its signature from x FP64"):
+        virtual_time.run(w.flow.run(asyncio.Event()))
+    assert w.letters() == []
+    assert w.committed()[0] == 0
+
+
+def test_an_outage_pauses_the_intake_and_costs_no_event(virtual_time: asyncio.Runner) -> None:
+    w = world(batch={"max_events": 4, "in_flight": 2})
+    w.server.available = False
+    w.health.model_ready = True
+
+    async def body() -> None:
+        for partition in range(PARTITIONS):
+            w.events([{"x": n} for n in range(100)], partition)
+        await asyncio.sleep(120)
+        assert w.broker.records("results") == []
+        assert w.letters() == []
+        assert not w.health.model_ready
+        # Bounded: what is in flight, the queue, and one poll.
+        assert w.metric("headrace_records_total", stage="source", outcome="consumed") <= 4 * 2 + 4 * 3 + 8
+        assert w.metric("headrace_paused_partitions") == PARTITIONS
+        assert len(w.server.calls) < 120
+        w.server.available = True
+        await until(lambda: len(w.broker.records("results")) == 300, 30)
+
+    virtual_time.run(flowing(w, body))
+    assert w.committed() == [100, 100, 100]
+    assert w.health.model_ready
+    assert w.metric("headrace_retries_total", cause="model") > 10
+
+
+def test_answers_out_of_order_leave_in_order(virtual_time: asyncio.Runner) -> None:
+    w = world(batch={"max_events": 2, "in_flight": 4})
+    w.events([{"x": n} for n in range(40)])
+    slowly(w, random.Random(3).random)
+
+    async def body() -> None:
+        await until(lambda: len(w.broker.records("results")) == 40)
+
+    virtual_time.run(flowing(w, body))
+    assert w.results() == [(f"0-{n}".encode(), 2.0 * n) for n in range(40)]
+
+
+def test_nothing_is_committed_before_it_is_acknowledged(virtual_time: asyncio.Runner) -> None:
+    w = world()
+    w.sink.open.clear()
+    w.events([{"x": n} for n in range(20)])
+
+    async def body() -> None:
+        await asyncio.sleep(60)
+        assert w.committed()[0] == 0
+        w.sink.release()
+        await until(lambda: w.committed()[0] == 20)
+
+    virtual_time.run(flowing(w, body))
+
+
+def test_a_stop_finishes_what_is_in_flight_and_commits_it(virtual_time: asyncio.Runner) -> None:
+    w = world(batch={"max_events": 4, "in_flight": 2})
+    w.events([{"x": n} for n in range(100)])
+    w.server.gate.clear()
+
+    async def body() -> None:
+        await until(lambda: len(w.server.calls) == 2)
+        asyncio.get_running_loop().call_later(5, w.server.gate.set)
+
+    virtual_time.run(flowing(w, body))
+    assert len(w.results()) == 8
+    assert w.committed()[0] == 8
+    assert w.metric("headrace_in_flight_batches") == 0
+
+
+def test_a_stop_during_an_outage_ends_within_the_drain_timeout(virtual_time: asyncio.Runner) -> None:
+    w = world(drain_timeout="7s")
+    w.server.available = False
+    w.events([{"x": 1}])
+
+    async def run() -> float:
+        loop = asyncio.get_running_loop()
+        stop = asyncio.Event()
+        task = asyncio.ensure_future(w.flow.run(stop))
+        await until(lambda: len(w.server.calls) > 0)
+        stop.set()
+        begun = loop.time()
+        await task
+        return loop.time() - begun
+
+    assert virtual_time.run(run()) < 10
+    assert w.committed()[0] == 0
+
+
+def test_a_rebalance_drains_commits_and_goes_on_without_duplicates(virtual_time: asyncio.Runner) -> None:
+    w = world(batch={"max_events": 4, "in_flight": 2})
+    w.events([{"x": n} for n in range(60)])
+    slowly(w, lambda: 1.0)
+
+    async def body() -> None:
+        for _ in range(5):
+            await until(lambda: len(w.server.calls) > 0)
+            w.server.calls.clear()
+            await w.source.rebalance()
+        await until(lambda: w.committed()[0] == 60)
+
+    virtual_time.run(flowing(w, body))
+    assert w.results() == [(f"0-{n}".encode(), 2.0 * n) for n in range(60)]
+
+
+def test_a_rebalance_during_an_outage_drops_what_is_not_ours_any_more(virtual_time: asyncio.Runner) -> None:
+    w = world(batch={"max_events": 4, "in_flight": 2})
+    w.events([{"x": n} for n in range(20)])
+    w.server.available = False
+
+    async def body() -> None:
+        await until(lambda: len(w.server.calls) >= 2)
+        await w.source.rebalance(timeout=5)
+        w.server.available = True
+        await until(lambda: w.committed()[0] == 20)
+
+    virtual_time.run(flowing(w, body))
+    assert w.results() == [(f"0-{n}".encode(), 2.0 * n) for n in range(20)]
+
+
+def test_lost_commits_are_made_up_for(virtual_time: asyncio.Runner) -> None:
+    w = world()
+    w.source.commits_fail = True
+    w.events([{"x": n} for n in range(20)])
+
+    async def body() -> None:
+        await until(lambda: len(w.broker.records("results")) == 20)
+        await asyncio.sleep(5)
+        assert w.committed()[0] == 0
+        w.source.commits_fail = False
+        await until(lambda: w.committed()[0] == 20)
+
+    virtual_time.run(flowing(w, body))
+
+
+def test_too_large_events_and_results_are_dead_letters(virtual_time: asyncio.Runner) -> None:
+    w = world(limits={"results": 1500}, batch={"max_bytes": "2KiB"}, result={"copy": ["pad"]})
+    w.events([{"x": 1}, {"x": 2, "pad": "p" * 3000}, {"x": 3, "pad": "p" * 1200}, {"x": 4}])
+
+    async def body() -> None:
+        await until(lambda: w.committed()[0] == 4)
+
+    virtual_time.run(flowing(w, body))
+    assert [key for key, _ in w.results()] == [b"0-0", b"0-3"]
+    assert sorted(w.letters()) == [(b"0-1", "too_large"), (b"0-2", "too_large")]
+
+
+def test_a_letter_that_its_topic_would_not_take_stops_the_flow(virtual_time: asyncio.Runner) -> None:
+    w = world(limits={"letters": 500})
+    w.events([b"x" * 600])
+    with pytest.raises(PipelineStopped, match="'letters' takes 500; raise its max.message.bytes"):
+        virtual_time.run(w.flow.run(asyncio.Event()))
+    assert w.committed()[0] == 0
+
+
+def test_answers_that_are_no_numbers_are_output_letters(virtual_time: asyncio.Runner) -> None:
+    w = world()
+    w.server.function = lambda arrays: {"y": np.log(np.maximum(arrays["x"], 0))}
+    w.events([{"x": 1}, {"x": 0}, {"x": 1}])
+
+    async def body() -> None:
+        await until(lambda: w.committed()[0] == 3)
+
+    with np.errstate(divide="ignore"):
+        virtual_time.run(flowing(w, body))
+    assert w.letters() == [(b"0-1", "output")]
+    assert dict(w.broker.records("letters")[0].headers)["headrace-model-version"] == b"1"
+    assert [key for key, _ in w.results()] == [b"0-0", b"0-2"]
+
+
+def test_a_permanent_refusal_stops_with_its_sentence(virtual_time: asyncio.Runner) -> None:
+    w = world()
+    w.server.script = [InferenceError(Disposition.STOP, "UNAUTHENTICATED", "who are you")]
+    w.events([{"x": 1}])
+    with pytest.raises(PipelineStopped, match="who are you"):
+        virtual_time.run(w.flow.run(asyncio.Event()))
+    assert w.letters() == []
+
+
+def test_a_broken_answer_is_the_servers_fault_and_asked_again(virtual_time: asyncio.Runner) -> None:
+    w = world()
+    w.server.function = lambda arrays: {"y": arrays["x"][:-1]}
+    w.events([{"x": 1}, {"x": 2}])
+
+    async def body() -> None:
+        await asyncio.sleep(60)
+        assert (w.results(), w.letters()) == ([], [])
+        w.server.function = poison
+        await until(lambda: w.committed()[0] == 2)
+
+    virtual_time.run(flowing(w, body))
+    assert w.results() == [(b"0-0", 2.0), (b"0-1", 4.0)]
+
+
+def test_results_by_key_keep_together(virtual_time: asyncio.Runner) -> None:
+    w = world(result={"partition": "key"})
+    for n in range(60):
+        w.broker.append("events", n % 3, (b"k%d" % (n % 5), b'{"x":%d}' % n, 0, []))
+
+    async def body() -> None:
+        await until(lambda: len(w.broker.records("results")) == 60)
+
+    virtual_time.run(flowing(w, body))
+    places: dict[bytes | None, set[int]] = {}
+    for record in w.broker.records("results"):
+        places.setdefault(record.key, set()).add(record.partition)
+    assert all(len(found) == 1 for found in places.values())
+    assert places[b"k0"] == {2}  # murmur2, as Kafka's own clients have it
+
+
+def test_a_batch_waits_to_grow_when_asked(virtual_time: asyncio.Runner) -> None:
+    w = world(batch={"max_events": 8, "max_wait": "500ms"})
+
+    async def body() -> None:
+        for n in range(3):
+            w.events([{"x": n}])
+            await asyncio.sleep(0.05)
+        assert w.server.calls == []
+        await until(lambda: len(w.results()) == 3)
+        assert w.server.calls == [3]
+
+    virtual_time.run(flowing(w, body))
+
+
+def test_the_flow_tells_its_state(virtual_time: asyncio.Runner) -> None:
+    w = world()
+
+    async def body() -> None:
+        await until(lambda: w.health.assigned)
+
+    virtual_time.run(flowing(w, body))
+    assert "<Flow p open=0 <Batcher events=0" in repr(w.flow)
