@@ -7,7 +7,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
 from bridge.config import Pipeline
-from bridge.errors import ConfigError
+from bridge.errors import ConfigError, PipelineStopped
 from bridge.infer import Disposition, InferenceError, ModelServer
 from bridge.kafka import client_options, describe_topics, sentence
 from bridge.plan import Plan, check_topics
@@ -81,6 +81,8 @@ async def _check_kafka(config: Pipeline, plan: Plan | None, report: Report) -> N
                 topic = topics[name]
                 if topic is not None:
                     _check_events(plan, name, await _sample(config, name, topic.partitions), report)
+    except PipelineStopped as error:
+        report.unreachable.append(f"kafka: {error}")
     except KafkaError as error:
         report.unreachable.append(f"kafka.bootstrap_servers: {sentence(error, config.kafka)}")
 

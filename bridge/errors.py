@@ -15,3 +15,12 @@ class ConfigError(HeadraceError):
 
 class PipelineStopped(HeadraceError):
     """Something that cannot heal by itself stopped the flow at run time: exit code 1."""
+
+
+def first_cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Of errors that happened side by side the one that explains the others: a sentence for the user if any is."""
+    stopped, others = group.split(HeadraceError)
+    chosen: BaseException = stopped or others or group
+    while isinstance(chosen, BaseExceptionGroup):
+        chosen = chosen.exceptions[0]
+    return chosen

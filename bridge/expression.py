@@ -129,6 +129,6 @@ def _evaluate(node: ast.expr, columns: Mapping[str, npt.NDArray[Any]]) -> Any:
         case ast.Subscript(ast.Name(name), ast.Constant(int(index))):
             return columns[name][:, index]
         case ast.Constant(value):
-            return value
+            return value.encode() if isinstance(value, str) else value  # string tensors hold bytes
         case _:  # pragma: no cover - _check let nothing else through
             raise AssertionError(ast.dump(node))

@@ -10,7 +10,7 @@ asked any more: that is all there is to a pause.
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -20,7 +20,7 @@ import structlog
 
 from bridge.batch import Batcher
 from bridge.config import Pipeline
-from bridge.errors import PipelineStopped
+from bridge.errors import PipelineStopped, first_cause
 from bridge.infer.predictor import Abandoned, Predictor
 from bridge.letters import LetterWriter
 from bridge.observe.health import Health
@@ -28,8 +28,8 @@ from bridge.observe.telemetry import Telemetry
 from bridge.partition import Partitioner
 from bridge.plan import Plan
 from bridge.receipt import Receipt
-from bridge.record import Batch, Decoded, Outcome, Record, Reject, Segment
-from bridge.sink import Row, Sink
+from bridge.record import Batch, Decoded, Outcome, Reject, Segment
+from bridge.sink import BATCH_OVERHEAD, Row, Sink, row_size
 from bridge.source import Source
 
 log = structlog.get_logger()
@@ -38,16 +38,15 @@ SOURCE_HEADER = "headrace-source"
 _POLL_SECONDS = 0.2
 _COMMIT_TIMEOUT = 10.0
 _INTAKE_END = 2.0
-_OVERHEAD = 512  # bytes of a produced batch beside key, value and headers, generously
 
 
 @dataclass(slots=True)
 class _Written:
     """What a segment became; counted once it is acknowledged."""
 
-    letters: list[str]
-    results: int = 0
-    alerts: int = 0
+    results: int
+    alerts: int
+    letters: Sequence[str]
 
 
 class Flow:
@@ -89,7 +88,7 @@ class Flow:
         self._health = health
         self._on_ready = on_ready
         self._letters = LetterWriter(config, limits[config.dead_letter.topic])
-        self._largest = min(limits[t] for t in self._result_topics()) - _OVERHEAD
+        self._largest = min(limits[t] for t in self._result_topics()) - BATCH_OVERHEAD
         self._batcher = Batcher(plan.max_events, config.batch.max_bytes, config.batch.max_wait)
         self._queue_events = plan.max_events * (config.batch.in_flight + 1)
         self._queue_bytes = config.batch.max_bytes * (config.batch.in_flight + 1)
@@ -99,6 +98,7 @@ class Flow:
         self._idle = asyncio.Event()
         self._idle.set()
         self._stopping = False
+        self._left = False
         self._open = 0  # batches in flight and receipts not settled
         self._last: asyncio.Event | None = None  # set when the batch before has been emitted
         self._tasks: asyncio.TaskGroup | None = None
@@ -118,7 +118,10 @@ class Flow:
                 await stop.wait()
                 await self._finish(work)
         except BaseExceptionGroup as group:
-            raise _first(group) from None
+            raise first_cause(group) from None
+        finally:
+            if not self._left:
+                await self._leave()
 
     async def drain(self, timeout: float) -> None:
         """Drop what is queued, and wait until everything in flight has its outcome acknowledged."""
@@ -134,7 +137,7 @@ class Flow:
         tasks = self._tasks
         assert tasks is not None, "running"  # noqa: S101 - for the type checker
         await self._sink.start(tasks)
-        await self._source.start(self.drain)
+        await self._source.start(tasks, self.drain)
         async with asyncio.TaskGroup() as loops:
             loops.create_task(self._commits(), name="commits")
             loops.create_task(self._watch(), name="watch")
@@ -154,13 +157,21 @@ class Flow:
             except TimeoutError:
                 pass
             await self.drain(self._config.drain_timeout)
-            await self._source.commit(_COMMIT_TIMEOUT)
         work.cancel()
         for flight in self._flights:
             flight.cancel()
+        await self._leave()
+        log.info("drained")
+
+    async def _leave(self) -> None:
+        """Commit what is finished and leave the group, also after a failure: then the others need not wait for us."""
+        self._left = True
+        try:
+            await self._source.commit(_COMMIT_TIMEOUT)
+        except PipelineStopped as error:
+            log.warning("commit_failed", error=str(error))
         await self._source.stop()
         await self._sink.stop(_COMMIT_TIMEOUT)
-        log.info("drained")
 
     async def _intake(self) -> None:
         loop = asyncio.get_running_loop()
@@ -226,6 +237,8 @@ class Flow:
                 await before.wait()
             await self._emit(batch, outcome)
         except Abandoned:
+            if before is not None:
+                await before.wait()  # or the batch after this one would overtake the one before it
             self._telemetry.records("source", "dropped").inc(len(batch.records))
         finally:
             done.set()
@@ -264,63 +277,53 @@ class Flow:
                 self._telemetry.records("source", "dropped").inc(count)  # the next owner does them
                 at += count
                 continue
-            values = list(outcome.values[at : at + count])
+            values = outcome.values[at : at + count]
             alerts = None if outcome.alerts is None else outcome.alerts[at : at + count]
             letters = {row - at: reject for row, reject in rejects.items() if at <= row < at + count}
-            self._find_too_large(segment, values, letters)
-            self._opened(1)
-            written = _Written(sorted(reject.reason for reject in letters.values()))
-            receipt = Receipt(segment, partial(self._settled, written))
-            await self._write_results(segment, values, alerts, receipt, written)
-            await self._write_letters(segment, letters, receipt)
-            receipt.release()
+            await self._emit_segment(segment, values, alerts, letters)
             at += count
 
-    def _find_too_large(self, segment: Segment, values: list[bytes | None], letters: dict[int, Reject]) -> None:
-        """Turn results that their topic would not take into dead letters."""
-        if max([len(value) for value in values if value is not None], default=0) < self._largest // 2 and not any(
-            record.headers for record in segment.records
-        ):
-            return
-        for row, (record, value) in enumerate(zip(segment.records, values, strict=True)):
-            if value is not None and (size := _record_size(record, value)) > self._largest:
-                values[row] = None
-                sentence = f"the result has {size} bytes with its key and headers, more than its topic takes"
-                letters[row] = Reject(row, "too_large", sentence)
-
-    async def _write_results(
+    async def _emit_segment(
         self,
         segment: Segment,
-        values: list[bytes | None],
+        values: Sequence[bytes | None],
         alerts: npt.NDArray[np.bool_] | None,
-        receipt: Receipt,
-        written: "_Written",
+        letters: dict[int, Reject],
     ) -> None:
         prefix = f"{segment.epoch.topic}/{segment.epoch.partition}/".encode()
-        rows: list[Row] = [
-            (record.key, value, record.timestamp, [*record.headers, (SOURCE_HEADER, prefix + b"%d" % record.offset)])
-            for record, value in zip(segment.records, values, strict=True)
-            if value is not None
+        rows: list[Row | None] = [
+            None
+            if value is None
+            else (r.key, value, r.timestamp, [*r.headers, (SOURCE_HEADER, prefix + b"%d" % r.offset)])
+            for r, value in zip(segment.records, values, strict=True)
         ]
-        if rows:
-            written.results = len(rows)
-            await self._write(self._config.result.topic, segment, rows, receipt)
-        if alerts is not None and self._config.result.alert and alerts.any():
-            rows = [row for row, hit in zip(_aligned(rows, values), alerts.tolist(), strict=True) if hit and row]
-            if rows:
-                written.alerts = len(rows)
-                await self._write(self._config.result.alert.topic, segment, rows, receipt)
+        sizes = [0 if row is None else row_size(row) for row in rows]
+        if max(sizes) > self._largest:
+            for place, size in enumerate(sizes):
+                if size > self._largest:
+                    rows[place] = None
+                    sentence = f"the result has {size} bytes with its key and headers, more than its topic takes"
+                    letters[place] = Reject(place, "too_large", sentence)
+        results = [row for row in rows if row is not None]
+        alarming = (
+            [] if alerts is None else [row for row, hit in zip(rows, alerts.tolist(), strict=True) if hit and row]
+        )
+        dead = [self._letters.letter(segment.records[place], letters[place]) for place in sorted(letters)]
+        self._opened(1)
+        written = _Written(len(results), len(alarming), [reject.reason for reject in letters.values()])
+        receipt = Receipt(segment, partial(self._settled, written))
+        if results:
+            await self._write(self._config.result.topic, segment, results, receipt)
+        if alarming and self._config.result.alert:
+            await self._write(self._config.result.alert.topic, segment, alarming, receipt)
+        if dead:
+            partition = self._partitioner.letter(segment.epoch.partition)
+            await self._sink.write(self._config.dead_letter.topic, partition, dead, receipt)
+        receipt.release()
 
     async def _write(self, topic: str, segment: Segment, rows: list[Row], receipt: Receipt) -> None:
         for partition, group in self._partitioner.groups(topic, segment.epoch.partition, rows):
             await self._sink.write(topic, partition, group, receipt)
-
-    async def _write_letters(self, segment: Segment, letters: dict[int, Reject], receipt: Receipt) -> None:
-        if not letters:
-            return
-        rows = [self._letters.letter(segment.records[row], letters[row]) for row in sorted(letters)]
-        topic = self._config.dead_letter.topic
-        await self._sink.write(topic, self._partitioner.letter(segment.epoch.partition), rows, receipt)
 
     def _settled(self, written: "_Written", receipt: Receipt) -> None:
         self._telemetry.records("sink", "result").inc(written.results)
@@ -365,22 +368,3 @@ class Flow:
 
 def _alive(segments: Iterable[Segment]) -> bool:
     return any(segment.epoch.alive for segment in segments)
-
-
-def _aligned(rows: list[Row], values: list[bytes | None]) -> Iterable[Row | None]:
-    left = iter(rows)
-    return [None if value is None else next(left) for value in values]
-
-
-def _record_size(record: Record, value: bytes) -> int:
-    headers = sum(len(name) * 4 + len(item or b"") + 10 for name, item in record.headers)
-    return len(record.key or b"") + len(value) + headers
-
-
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The error that explains the others: a sentence for the user if there is one."""
-    stopped, others = group.split(PipelineStopped)
-    chosen: BaseException = stopped if stopped is not None else others  # type: ignore[assignment]
-    while isinstance(chosen, BaseExceptionGroup):
-        chosen = chosen.exceptions[0]
-    return chosen

@@ -8,17 +8,20 @@ from typing import Any
 from aiokafka.abc import AbstractTokenProvider
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.conn import create_conn
 from aiokafka.errors import (
     AuthenticationFailedError,
     ClusterAuthorizationFailedError,
     GroupAuthorizationFailedError,
+    KafkaConnectionError,
     KafkaError,
     SaslAuthenticationFailed,
     TopicAuthorizationFailedError,
     UnsupportedSaslMechanismError,
 )
 
-from bridge.config.model import Kafka
+from bridge.config.model import Kafka, Security
+from bridge.errors import ConfigError, PipelineStopped
 
 DEFAULT_MAX_MESSAGE_BYTES = 1_048_588
 """Kafka's own default of a topic's max.message.bytes, taken where the broker does not let us ask."""
@@ -56,11 +59,7 @@ def client_options(kafka: Kafka) -> dict[str, Any]:
         "metadata_max_age_ms": 30_000,
     }
     if security.protocol.endswith("SSL"):
-        context = ssl.create_default_context(cafile=str(security.ca_file) if security.ca_file else None)
-        context.check_hostname = security.verify_hostname
-        if security.cert_file:
-            context.load_cert_chain(str(security.cert_file), str(security.key_file))
-        options["ssl_context"] = context
+        options["ssl_context"] = _ssl_context(security)
     if security.sasl:
         sasl = security.sasl
         options["sasl_mechanism"] = sasl.mechanism
@@ -69,8 +68,27 @@ def client_options(kafka: Kafka) -> dict[str, Any]:
         else:
             assert sasl.password_file is not None, "the configuration checks it"  # noqa: S101 - for the type checker
             options["sasl_plain_username"] = sasl.username
-            options["sasl_plain_password"] = sasl.password_file.read_text().strip()
+            options["sasl_plain_password"] = _secret(sasl.password_file)
     return options
+
+
+def _ssl_context(security: Security) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=str(security.ca_file) if security.ca_file else None)
+        context.check_hostname = security.verify_hostname
+        if security.cert_file:
+            context.load_cert_chain(str(security.cert_file), str(security.key_file))
+    except OSError as error:
+        files = ", ".join(str(f) for f in (security.ca_file, security.cert_file, security.key_file) if f)
+        raise ConfigError(f"kafka.security: the certificates in {files} cannot be used: {error}") from None
+    return context
+
+
+def _secret(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError as error:
+        raise ConfigError(f"kafka.security.sasl.password_file: {path}: cannot be read: {error.strerror}") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +104,16 @@ async def describe_topics(kafka: Kafka, names: list[str]) -> dict[str, Topic | N
     """Each topic, None where there is none; it is never created by asking.
 
     Raises:
-        KafkaError: the brokers cannot be reached or refuse.
+        PipelineStopped: the brokers refuse the login, or show a certificate that is not trusted.
+        KafkaError: the brokers cannot be reached.
     """
     admin = AIOKafkaAdminClient(**client_options(kafka), request_timeout_ms=10_000)
     try:
-        await admin.start()
+        try:
+            await admin.start()
+        except KafkaConnectionError:
+            await _raise_refusal(kafka)
+            raise
         # All topics: a question for single ones would make the broker create them where it creates topics by itself.
         listed = [item for item in await admin.describe_topics() if item["topic"] in names]
         partitions = {item["topic"]: len(item["partitions"]) for item in listed if item["error_code"] == 0}
@@ -106,6 +129,24 @@ async def describe_topics(kafka: Kafka, names: list[str]) -> dict[str, Topic | N
         }
     finally:
         await admin.close()
+
+
+async def _raise_refusal(kafka: Kafka) -> None:
+    """The client's bootstrap hides why a connection failed; ask once more, and stop if waiting cannot cure it."""
+    names = ("security_protocol", "ssl_context", "sasl_mechanism", "sasl_plain_username", "sasl_plain_password")
+    options = {k: v for k, v in client_options(kafka).items() if k in (*names, "sasl_oauth_token_provider")}
+    for address in kafka.bootstrap_servers.split(","):
+        host, _, port = address.strip().rpartition(":")
+        try:
+            connection = await create_conn(host, int(port), request_timeout_ms=5_000, **options)
+        except FATAL as error:
+            raise PipelineStopped(sentence(error, kafka)) from error
+        except ssl.SSLError as error:
+            reason = getattr(error, "verify_message", "") or error.reason or str(error)
+            raise PipelineStopped(f"Kafka at {address}: no trusted encrypted connection: {reason}") from error
+        except (KafkaError, OSError):
+            continue
+        connection.close()
 
 
 async def _max_message_bytes(admin: AIOKafkaAdminClient, names: list[str]) -> dict[str, int]:

@@ -3,7 +3,7 @@
 from bridge.config import Pipeline
 from bridge.errors import PipelineStopped
 from bridge.record import Record, Reject
-from bridge.sink import Row
+from bridge.sink import BATCH_OVERHEAD, Row, row_size
 
 PREFIX = "headrace-"
 
@@ -41,10 +41,11 @@ class LetterWriter:
             "pipeline": self._pipeline,
         }
         headers = [*record.headers, *((PREFIX + name, str(value).encode()) for name, value in fields.items())]
-        size = len(record.key or b"") + len(record.value or b"") + sum(len(n) + len(v or b"") + 10 for n, v in headers)
-        if size + 100 > self._limit:
+        row = (record.key, record.value, record.timestamp, headers)
+        size = row_size(row)
+        if size > self._limit - BATCH_OVERHEAD:
             raise PipelineStopped(
                 f"the event {record.topic}/{record.partition}/{record.offset} needs a dead letter of {size} bytes, but "
                 f"{self._topic!r} takes {self._limit}; raise its max.message.bytes"
             )
-        return (record.key, record.value, record.timestamp, headers)
+        return row

@@ -71,7 +71,7 @@ class FakeSource:
     epochs: dict[tuple[str, int], PartitionEpoch] = field(default_factory=dict)
     _drain: Drain | None = None
 
-    async def start(self, drain: Drain) -> None:
+    async def start(self, tasks: asyncio.TaskGroup, drain: Drain) -> None:
         """See `Source`."""
         self._drain = drain
         self._assign()
@@ -125,7 +125,7 @@ class FakeSource:
         for (topic, number), epoch in self.epochs.items():
             committed = self.broker.committed.get((self.group, topic, number))
             if committed is None and self.start_at == "fail":
-                raise PipelineStopped(f"group {self.group!r} has no offset in {topic}/{number}")
+                raise PipelineStopped(f"group {self.group!r} cannot begin in {topic}/{number}: it has no offset there")
             first = 0 if self.start_at == "earliest" else len(self.broker.log[topic][number])
             epoch.start_at(first if committed is None else committed)
             epoch.committed = committed

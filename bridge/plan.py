@@ -71,8 +71,11 @@ def _alert(config: Pipeline, model: ModelSpec, outputs: dict[str, TensorSpec]) -
             f"{', '.join(outputs)}"
         )
     columns = {}
-    for field, spec in outputs.items():
-        shape = tuple(max(size, 1) for size in spec.shape)
+    for field in alert.names:
+        spec = outputs[field]
+        if not spec.fixed:
+            raise ConfigError(f"result.alert.when: the tensor {spec} has no fixed row shape to compare")
+        shape = spec.shape
         column = (
             np.full((1, *shape), b"", dtype=object)
             if spec.datatype == "BYTES"

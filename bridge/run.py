@@ -12,7 +12,7 @@ import structlog
 from aiokafka.errors import KafkaError
 
 from bridge.config import Pipeline
-from bridge.errors import ConfigError, PipelineStopped
+from bridge.errors import ConfigError, PipelineStopped, first_cause
 from bridge.flow import Flow
 from bridge.infer import Disposition, InferenceError, ModelServer
 from bridge.infer.predictor import Predictor
@@ -159,8 +159,8 @@ async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None
     try:
         await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
         return await working if working.done() else None
-    except* (ConfigError, PipelineStopped) as group:
-        raise group.exceptions[0] from None
+    except BaseExceptionGroup as group:
+        raise first_cause(group) from None
     finally:
         stopping.cancel()
         working.cancel()

@@ -1,8 +1,8 @@
 """`make bench`: a topic through a model, beside a plain copy of that topic, on this machine in one run.
 
 Absolute figures differ from machine to machine; the ratio to the copy, taken in alternating rounds of the same run,
-says something about the bridge. The events are JSON objects of 30 numbers (about 600 bytes), or raw rows of 30 floats; the
-model is a dense network 30-64-1 on a real Triton; the broker is a real Kafka; all of them share the machine.
+says something about the bridge. The events are JSON objects of 30 numbers (about 700 bytes), or raw rows of 30 floats;
+the model is a dense network 30-64-1 on a real Triton; the broker is a real Kafka; all of them share the machine.
 """
 
 import argparse

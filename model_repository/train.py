@@ -36,8 +36,8 @@ SEED = 20_260_101
 EVENTS = "events.jsonl.gz"
 
 CONFIG = """\
-# Inputs and outputs come from the SavedModel's signature. Two versions stay loaded: the newest serves, the one before it
-# is there for a rollback.
+# Inputs and outputs come from the SavedModel's signature. Two versions stay loaded: the newest serves, the one before
+# it is there for a rollback.
 platform: "tensorflow_savedmodel"
 version_policy { latest { num_versions: 2 } }
 instance_group [ { count: 1, kind: KIND_CPU } ]
@@ -136,7 +136,7 @@ class Rater(tf.Module):
 
 
 def train_rater(table: Table, width: int, epochs: int) -> Rater:
-    """Biases by ridge regression in closed form; embeddings (width > 0) by alternating least squares on what is left."""
+    """Biases by ridge regression; embeddings (width > 0) by alternating least squares on what they leave."""
     rng = np.random.default_rng(SEED)
     user, item = table.columns["user"][table.train], table.columns["item"][table.train]
     users, u = np.unique(user, return_inverse=True)

@@ -132,7 +132,7 @@ def until(true: Callable[[], Any], timeout: float = 60.0, what: str = "") -> Any
     return value
 
 
-def pipeline(broker: str, model_address: str, model: str, topics: dict[str, str], **sections: Any) -> dict[str, Any]:
+def pipeline(broker: str, model_address: str, model: str, topics: dict[str, str], /, **sections: Any) -> dict[str, Any]:
     """A configuration for one pipeline; `sections` are merged in."""
     config: dict[str, Any] = {
         "name": topics["events"].replace("events", "pipeline"),

@@ -28,6 +28,8 @@ def load(path: Path, env: Mapping[str, str] = os.environ) -> Pipeline:
         text = path.read_text()
     except OSError as error:
         raise ConfigError(f"{path}: cannot read the configuration: {error.strerror}; see headrace init") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: not a text file in UTF-8") from None
     try:
         document = yaml.safe_load(text)
     except yaml.YAMLError as error:

@@ -14,6 +14,19 @@ from bridge.expression import Expression
 TopicName = Annotated[str, Field(min_length=1, max_length=249, pattern=r"^[A-Za-z0-9._-]+$")]
 
 
+def _addresses(text: str) -> str:
+    for address in text.split(","):
+        _address(address.strip())
+    return text
+
+
+def _address(text: str) -> str:
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdigit() or int(port) > 65_535:
+        raise ValueError("an address is host:port, such as localhost:9092")
+    return text
+
+
 def _version(value: Any) -> Any:
     number = int(value) if isinstance(value, str) and value.isdigit() else value
     if value != "latest" and (not isinstance(number, int) or isinstance(number, bool) or number < 1):
@@ -85,7 +98,7 @@ class Security(Section):
 class Kafka(Section):
     """The brokers, for the events as well as for the results."""
 
-    bootstrap_servers: str = Field(min_length=1, examples=["localhost:9092"])
+    bootstrap_servers: Annotated[str, AfterValidator(_addresses)] = Field(examples=["localhost:9092"])
     """Brokers to ask for the cluster's layout: host:port, several separated by commas."""
     security: Security = Security()
     """Encryption and authentication towards the brokers."""
@@ -100,6 +113,14 @@ class Source(Section):
     """Consumer group; `name` when not set."""
     start: Literal["earliest", "latest", "fail"] = "earliest"
     """Where to begin in a partition for which the group has no valid offset; `fail` stops instead of choosing."""
+    session_timeout: Duration = 45.0
+    """How long the group waits for a member that is gone before it gives its partitions to others; at least 6s."""
+
+    @model_validator(mode="after")
+    def _session_timeout_in_range(self) -> Self:
+        if not 6 <= self.session_timeout <= 300:
+            raise ValueError("session_timeout must be between 6s and 5m, as Kafka's brokers allow by default")
+        return self
 
 
 class Event(Section):
@@ -221,7 +242,7 @@ class Log(Section):
 class Observe(Section):
     """Health, metrics and logs."""
 
-    address: str | None = Field(default="127.0.0.1:9464", pattern=r"^\S*:\d{1,5}$")
+    address: Annotated[str, AfterValidator(_address)] | None = "127.0.0.1:9464"
     """host:port of /health/live, /health/ready and /metrics; port 0 takes a free one, null serves none."""
     log: Log = Log()
     """Logs."""

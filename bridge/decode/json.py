@@ -13,10 +13,11 @@ from typing import Any
 
 import orjson
 
-from bridge.mapping import Document, InputPlan
+from bridge.mapping import Document, InputPlan, Misfit
 from bridge.record import Decoded, Reject
 
 _SCALARS = {int, float, bool, type(None)}
+_EXACT = 2.0**63
 
 
 class JsonFormat:
@@ -42,14 +43,39 @@ class JsonFormat:
             documents, places, rejects = parse_each(values)
         rows, misfits = self._plan.rows(documents)
         if misfits:
-            good = [True] * len(documents)
-            for misfit in misfits:
-                good[misfit.row] = False
-                rejects.append(misfit._replace(row=places[misfit.row]))
-            documents = list(compress(documents, good))
-            places = list(compress(places, good))
-        copied = {field: _json_column(documents, field) for field in self._copy}
+            documents, places = self._without(misfits, documents, places, rejects)
+        try:
+            copied = {field: _json_column(documents, field) for field in self._copy}
+        except (orjson.JSONEncodeError, Misfit):
+            misfits = self._uncopyable(documents)
+            documents, places = self._without(misfits, documents, places, rejects)
+            rows, _ = self._plan.rows(documents)
+            copied = {field: _json_column(documents, field) for field in self._copy}
         return Decoded(rows, places, copied, rejects)
+
+    def _uncopyable(self, documents: Sequence[Document]) -> list[Reject]:
+        misfits = []
+        for row, document in enumerate(documents):
+            for field in self._copy:
+                try:
+                    _json_column([document], field)
+                except (orjson.JSONEncodeError, Misfit) as error:
+                    misfits.append(Reject(row, "mapping", f"field {field!r} cannot be copied: {error}"))
+                    break
+        return misfits
+
+    def _without(
+        self,
+        misfits: Sequence[Reject],
+        documents: Sequence[Document],
+        places: Sequence[int],
+        rejects: list[Reject],
+    ) -> tuple[list[Document], list[int]]:
+        good = [True] * len(documents)
+        for misfit in misfits:
+            good[misfit.row] = False
+            rejects.append(misfit._replace(row=places[misfit.row]))
+        return list(compress(documents, good)), list(compress(places, good))
 
 
 def parse_joined(values: Sequence[bytes | None]) -> list[Any] | None:
@@ -93,8 +119,17 @@ _KINDS = {list: "an array", str: "a string", int: "a number", float: "a number",
 
 
 def _json_column(documents: Sequence[Document], field: str) -> list[bytes]:
+    """Each document's value of `field` as JSON.
+
+    Raises:
+        Misfit: a whole number beyond 64 bits, which the parser has rounded.
+        orjson.JSONEncodeError: a value nested deeper than can be written.
+    """
     values = [_get(document, field) for document in documents]
-    if values and set(map(type, values)) <= _SCALARS:
+    types = set(map(type, values))
+    if float in types and any(type(value) is float and abs(value) >= _EXACT for value in values):
+        raise Misfit("the number is too large to be repeated exactly")
+    if values and types <= _SCALARS:
         return orjson.dumps(values)[1:-1].split(b",")
     return [orjson.dumps(value) for value in values]
 

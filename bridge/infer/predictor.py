@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from bridge.errors import PipelineStopped
+from bridge.errors import PipelineStopped, first_cause
 from bridge.infer import Disposition, InferenceError, ModelServer
 from bridge.observe.health import Health
 from bridge.observe.telemetry import Telemetry
@@ -83,7 +83,11 @@ class Predictor:
             return Predicted([], [])
         parts: list[Part] = []
         rejects: list[Reject] = []
-        await self._narrow(decoded, range(len(decoded.places)), 0, abandoned, parts, rejects)
+        try:
+            await self._narrow(decoded, range(len(decoded.places)), 0, abandoned, parts, rejects)
+        except BaseExceptionGroup as group:
+            # The halves run side by side; what ended them is what ends the batch, a reason to stop first of all.
+            raise first_cause(group) from None
         parts.sort(key=lambda part: part.rows.start)
         return Predicted(parts, rejects)
 

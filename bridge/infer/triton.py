@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bridge.config.model import Model, Tls
+from bridge.errors import ConfigError
 from bridge.infer._pb import inference_v2_pb2 as pb
 from bridge.infer.errors import Disposition, InferenceError
 from bridge.record import Prediction, Rows
@@ -48,11 +49,11 @@ def open_channel(address: str, tls: Tls) -> grpc.aio.Channel:
     """A channel to `address`, which connects when it is first used."""
     if not tls.enabled:
         return grpc.aio.insecure_channel(address, options=_OPTIONS)
-    credentials = grpc.ssl_channel_credentials(
-        root_certificates=tls.ca_file.read_bytes() if tls.ca_file else None,
-        private_key=tls.key_file.read_bytes() if tls.key_file else None,
-        certificate_chain=tls.cert_file.read_bytes() if tls.cert_file else None,
-    )
+    try:
+        ca, key, chain = (path.read_bytes() if path else None for path in (tls.ca_file, tls.key_file, tls.cert_file))
+    except OSError as error:
+        raise ConfigError(f"model.tls: {error.filename}: cannot be read: {error.strerror}") from None
+    credentials = grpc.ssl_channel_credentials(ca, key, chain)
     return grpc.aio.secure_channel(address, credentials, options=_OPTIONS)
 
 
@@ -103,7 +104,7 @@ class TritonServer:
         for name in outputs:
             request.outputs.add(name=name)
         response = await self._call(self._infer, request)
-        return Prediction(self._arrays(response, count, outputs), response.model_version)
+        return Prediction(self._arrays(model, response, count, outputs), response.model_version)
 
     async def close(self) -> None:
         """See `ModelServer`."""
@@ -141,8 +142,9 @@ class TritonServer:
         return TensorSpec(item.name, item.datatype, shape[1:])
 
     def _arrays(
-        self, response: pb.ModelInferResponse, count: int, outputs: Sequence[str]
+        self, model: ModelSpec, response: pb.ModelInferResponse, count: int, outputs: Sequence[str]
     ) -> dict[str, npt.NDArray[Any]]:
+        promised = {spec.name: spec for spec in model.outputs}
         tensors = dict(zip((item.name for item in response.outputs), response.outputs, strict=True))
         payloads = dict(zip(tensors, response.raw_output_contents, strict=False))
         arrays: dict[str, npt.NDArray[Any]] = {}
@@ -152,8 +154,16 @@ class TritonServer:
             shape = tuple(tensors[name].shape)
             if not shape or shape[0] != count:
                 raise self._broken(f"answered output {name!r} of shape {list(shape)} to {count} rows")
+            self._check_promise(promised[name], tensors[name].datatype, shape[1:])
             arrays[name] = self._array(name, tensors[name].datatype, shape, payloads[name])
         return arrays
+
+    def _check_promise(self, spec: TensorSpec, datatype: str, shape: tuple[int, ...]) -> None:
+        fits = len(shape) == len(spec.shape) and all(p in (-1, s) for p, s in zip(spec.shape, shape, strict=True))
+        if datatype != spec.datatype or not fits:
+            got = TensorSpec(spec.name, datatype, shape)
+            sentence = f"{self._where()} answered {got}, but had promised {spec}: its signature has changed"
+            raise InferenceError(Disposition.STOP, "BAD_ANSWER", sentence)
 
     def _array(self, name: str, datatype: str, shape: tuple[int, ...], payload: bytes) -> npt.NDArray[Any]:
         try:

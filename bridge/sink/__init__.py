@@ -10,6 +10,19 @@ Row = tuple[bytes | None, bytes | None, int, list[tuple[str, bytes | None]]]
 """One record to write: key, value, timestamp (ms since 1970), headers. A bare tuple, since one is made per event."""
 
 
+BATCH_OVERHEAD = 512
+"""Bytes of a produced batch beside its rows, generously."""
+
+
+def row_size(row: Row) -> int:
+    """Bytes the row takes in a batch, at most."""
+    key, value, _, headers = row
+    size = 60 + (len(key) if key else 0) + (len(value) if value else 0)
+    for name, item in headers:
+        size += 3 * len(name) + (len(item) if item else 0) + 10
+    return size
+
+
 class Sink(Protocol):
     """Writes records in order per partition, and acknowledges receipts."""
 

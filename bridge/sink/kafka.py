@@ -14,7 +14,14 @@ from typing import Any
 
 import structlog
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaError
+from aiokafka.errors import (
+    InvalidTimestampError,
+    InvalidTopicError,
+    KafkaError,
+    MessageSizeTooLargeError,
+    PolicyViolationError,
+    RecordListTooLargeError,
+)
 from aiokafka.producer.message_accumulator import BatchBuilder
 
 from bridge.config.model import Kafka
@@ -23,9 +30,19 @@ from bridge.kafka import FATAL, client_options, sentence
 from bridge.observe.telemetry import Telemetry
 from bridge.receipt import Receipt
 from bridge.retry import Backoff
-from bridge.sink import Row
+from bridge.sink import Row, row_size
 
 log = structlog.get_logger()
+
+# Trying again would be refused again. Nothing is lost: the offsets stay uncommitted.
+_REFUSALS = (
+    MessageSizeTooLargeError,
+    RecordListTooLargeError,
+    InvalidTopicError,
+    InvalidTimestampError,
+    PolicyViolationError,
+    AssertionError,  # the client's word for a partition that the topic does not have
+)
 
 BATCH_BYTES = 512 * 1024
 """Most bytes of one produced batch, unless the topic takes less."""
@@ -49,7 +66,6 @@ class KafkaSink:
         self._tasks: asyncio.TaskGroup | None = None
         self._producer: AIOKafkaProducer | None = None
         self._renewing = asyncio.Lock()
-        self._backoff = Backoff(0.1, 5.0, random.Random())
         self._writers: dict[tuple[str, int], _Writer] = {}
         self.queued = 0
         """Records that are not acknowledged yet."""
@@ -83,6 +99,7 @@ class KafkaSink:
         Returns:
             How many were sent.
         """
+        backoff = Backoff(0.1, 5.0, random.Random())
         while True:
             producer = self._producer
             if producer is None:
@@ -94,12 +111,15 @@ class KafkaSink:
                 await (await producer.send_batch(builder, topic, partition=partition))
             except FATAL as error:
                 raise PipelineStopped(sentence(error, self._kafka)) from error
-            except (KafkaError, AssertionError) as error:
+            except _REFUSALS as error:
+                detail = " ".join(str(error).split())
+                raise PipelineStopped(f"{topic}/{partition} refuses what is to be written: {detail}") from error
+            except KafkaError as error:
                 self._telemetry.retry("produce")
                 log.warning("produce_failed", topic=topic, partition=partition, error=sentence(error, self._kafka))
+                await asyncio.sleep(backoff.next())
                 await self.renew(producer)
             else:
-                self._backoff.reset()
                 self._count(-count)
                 return count
 
@@ -108,9 +128,8 @@ class KafkaSink:
         async with self._renewing:
             if self._producer is not failed:
                 return
-            if failed is not None:
-                await self._discard(_STOP_TIMEOUT)
-                await asyncio.sleep(self._backoff.next())
+            await self._discard(_STOP_TIMEOUT)
+            backoff = Backoff(0.1, 5.0, random.Random())
             said = False
             while self._producer is None:
                 producer = AIOKafkaProducer(
@@ -131,7 +150,7 @@ class KafkaSink:
                     if not said:
                         log.warning("kafka_away", error=sentence(error, self._kafka), action="trying again")
                         said = True
-                    await asyncio.sleep(self._backoff.next())
+                    await asyncio.sleep(backoff.next())
                 finally:
                     if self._producer is not producer:
                         await _stop(producer, _STOP_TIMEOUT)
@@ -175,7 +194,7 @@ class _Writer:
 
     async def add(self, rows: Sequence[Row], receipt: Receipt) -> None:
         await self._room.wait()
-        size = sum([len(row[1]) if row[1] else 0 for row in rows]) + 100 * len(rows)
+        size = sum(map(row_size, rows))
         self._chunks.append(_Chunk(rows, receipt, size))
         self._bytes += size
         self._filled.set()
@@ -222,6 +241,7 @@ def _fill(builder: BatchBuilder, chunks: Sequence[_Chunk]) -> int:
 
 async def _stop(producer: Any, timeout: float) -> None:
     try:
-        await asyncio.wait_for(producer.stop(), timeout)
+        async with asyncio.timeout(timeout):
+            await producer.stop()
     except (KafkaError, TimeoutError) as error:
         log.debug("producer_stop_failed", error=str(error) or type(error).__name__)

@@ -1,5 +1,6 @@
 """Where events come from, behind a Protocol of a few methods."""
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
@@ -12,8 +13,8 @@ Drain = Callable[[float], Awaitable[None]]
 class Source(Protocol):
     """A consumer group member."""
 
-    async def start(self, drain: Drain) -> None:
-        """Connect and join the group; returns once the brokers answer.
+    async def start(self, tasks: asyncio.TaskGroup, drain: Drain) -> None:
+        """Connect and join the group; returns once the brokers answer. What runs on runs in `tasks`.
 
         Raises:
             PipelineStopped: the brokers refuse in a way that waiting does not cure.
@@ -22,7 +23,7 @@ class Source(Protocol):
 
     @property
     def assigned(self) -> bool:
-        """Whether the group has given this member its partitions (perhaps none: standing by)."""
+        """Whether this member has its partitions (perhaps none: standing by), and knows where each begins."""
         ...
 
     async def poll(self, max_records: int, timeout: float) -> Sequence[Segment]:
@@ -34,7 +35,11 @@ class Source(Protocol):
         ...
 
     async def commit(self, timeout: float) -> None:
-        """Commit the finished prefix of every partition that is still ours; a failure is logged and tried later."""
+        """Commit the finished prefix of every partition that is still ours; a failure is logged and tried later.
+
+        Raises:
+            PipelineStopped: as `start`.
+        """
         ...
 
     def lag(self) -> dict[tuple[str, int], int]:

@@ -16,6 +16,7 @@ from aiokafka.errors import (
     IllegalGenerationError,
     IllegalStateError,
     KafkaError,
+    NoOffsetForPartitionError,
     OffsetOutOfRangeError,
     RebalanceInProgressError,
     UnknownMemberIdError,
@@ -38,32 +39,44 @@ _CALL_TIMEOUT = 10.0  # of a single question to the coordinator; the client itse
 
 
 class KafkaSource:
-    """`Source` over aiokafka."""
+    """`Source` over aiokafka.
+
+    An assignment makes epochs and returns at once, so that heartbeats go on; where each partition begins is found out
+    by a task of its own, and until then nothing of that partition is delivered.
+    """
 
     def __init__(self, config: Pipeline, telemetry: Telemetry) -> None:
         self._config = config
         self._telemetry = telemetry
         self._epochs: dict[TopicPartition, PartitionEpoch] = {}
+        self._unsettled = asyncio.Event()
+        self._out_of_range: set[PartitionEpoch] = set()
+        self._settler: asyncio.Task[None] | None = None
+        self._committing = asyncio.Lock()
         self._backoff = Backoff(0.1, 5.0, random.Random())
         self._failing = False
-        self._failed: PipelineStopped | None = None
         self._drain: Drain | None = None
-        self.assigned = False
+        self._joined = False
         self._consumer = AIOKafkaConsumer(
             **client_options(config.kafka),
             group_id=config.group,
             enable_auto_commit=False,
             auto_offset_reset="none",  # a lost offset is decided by source.start, never by a silent jump to latest
             isolation_level="read_committed",
-            session_timeout_ms=45_000,
+            session_timeout_ms=int(config.source.session_timeout * 1000),
             rebalance_timeout_ms=60_000,
-            heartbeat_interval_ms=3_000,
+            heartbeat_interval_ms=int(min(3.0, config.source.session_timeout / 3) * 1000),
             # A paused intake must not be expelled from the group; that the loop turns is what /health/live watches.
             max_poll_interval_ms=_NEVER_MS,
             fetch_max_wait_ms=250,
         )
 
-    async def start(self, drain: Drain) -> None:
+    @property
+    def assigned(self) -> bool:
+        """See `Source`."""
+        return self._joined and all(epoch.ready for epoch in self._epochs.values())
+
+    async def start(self, tasks: asyncio.TaskGroup, drain: Drain) -> None:
         """See `Source`."""
         self._drain = drain
         while True:
@@ -75,16 +88,19 @@ class KafkaSource:
             except KafkaError as error:
                 await self._wait_after(error)
         self._healed()
+        self._settler = tasks.create_task(self._settle(), name="settle")
         self._consumer.subscribe(self._config.source.topics, listener=_Listener(self))
 
     async def poll(self, max_records: int, timeout: float) -> Sequence[Segment]:
         """See `Source`."""
-        if self._failed:
-            raise self._failed
         try:
             polled = await self._consumer.getmany(timeout_ms=int(timeout * 1000), max_records=max_records)
         except OffsetOutOfRangeError as error:
-            await self._restart(error)
+            self._restart(error)
+            return []
+        except NoOffsetForPartitionError:
+            self._rewind()
+            await asyncio.sleep(0.05)  # it is being settled
             return []
         except FATAL as error:
             raise PipelineStopped(sentence(error, self._config.kafka)) from error
@@ -93,36 +109,32 @@ class KafkaSource:
             self._rewind()
             await self._wait_after(error)
             return []
+        except Exception as error:
+            places = ", ".join(f"{tp.topic}/{tp.partition}/{epoch.next_offset}" for tp, epoch in self._epochs.items())
+            raise PipelineStopped(
+                f"a record cannot be read: {type(error).__name__}: {error}; it is at or after one of {places}"
+            ) from error
         self._healed()
         segments = []
         for tp, records in polled.items():
             epoch = self._epochs.get(tp)
-            # Records may come before the assignment is settled; the seek that settles it brings them again.
+            # Records may come before the partition is settled; the seek that settles it brings them again.
             if epoch is not None and epoch.ready and epoch.alive and records:
                 segments.append(Segment(epoch, epoch.deliver([record.offset for record in records]), records))
         return segments
 
     async def commit(self, timeout: float) -> None:
         """See `Source`."""
-        positions: dict[TopicPartition, int] = {}
-        for tp, epoch in self._epochs.items():
-            position = epoch.position
-            if epoch.alive and position is not None and position != epoch.committed:
-                positions[tp] = position
-        if not positions:
-            return
-        epochs = dict(self._epochs)
         try:
-            with self._telemetry.commit_seconds.time():
-                await asyncio.wait_for(self._consumer.commit(positions), timeout)
+            async with asyncio.timeout(timeout), self._committing:
+                await self._commit()
         except _LOST as error:
             log.warning("commit_refused", reason="the group has moved on", error=type(error).__name__)
+        except FATAL as error:
+            raise PipelineStopped(sentence(error, self._config.kafka)) from error
         except (KafkaError, TimeoutError) as error:
             self._telemetry.retry("commit")
             log.warning("commit_failed", error=str(error) or type(error).__name__)
-        else:
-            for tp, position in positions.items():
-                epochs[tp].committed = position
 
     def lag(self) -> dict[tuple[str, int], int]:
         """See `Source`."""
@@ -137,10 +149,16 @@ class KafkaSource:
 
     async def stop(self) -> None:
         """See `Source`."""
-        try:
-            await asyncio.wait_for(self._consumer.stop(), _CALL_TIMEOUT)
-        except (KafkaError, TimeoutError) as error:
-            log.warning("leave_failed", error=str(error) or type(error).__name__)
+        if self._settler:
+            self._settler.cancel()
+        # A task of its own: the client's stop can hang, and lets a cancellation of its inner tasks out.
+        stopping = asyncio.create_task(self._consumer.stop(), name="leave")
+        await asyncio.wait({stopping}, timeout=_CALL_TIMEOUT)
+        if not stopping.done():
+            stopping.cancel()
+            log.warning("leave_failed", error=f"not within {_CALL_TIMEOUT:.0f} s")
+        elif not stopping.cancelled() and stopping.exception():
+            log.warning("leave_failed", error=str(stopping.exception()))
 
     async def revoked(self) -> None:
         """The group takes all partitions back: finish, commit, and only then let go of the epochs."""
@@ -156,72 +174,92 @@ class KafkaSource:
             # committed by us nor seen by the next owner.
             for epoch in epochs:
                 epoch.alive = False
-            self._epochs.clear()
-            self.assigned = False
+            self._epochs = {}
+            self._joined = False
 
-    async def accepted(self, partitions: Sequence[TopicPartition]) -> None:
-        """The group gave us these partitions: find out where each begins."""
+    def accepted(self, partitions: Sequence[TopicPartition]) -> None:
+        """The group gave us these partitions."""
         self._telemetry.rebalances.inc()
         self._epochs = {tp: PartitionEpoch(tp.topic, tp.partition) for tp in partitions}
-        while self._epochs:
-            try:
-                await asyncio.wait_for(self._settle(self._epochs), _CALL_TIMEOUT)
-                break
-            except FATAL as error:
-                raise PipelineStopped(sentence(error, self._config.kafka)) from error
-            except (KafkaError, TimeoutError) as error:
-                await self._wait_after(error)
-        self.assigned = True
+        self._joined = True
+        self._out_of_range.clear()
+        self._unsettled.set()
         log.info("partitions_assigned", partitions=[f"{tp.topic}/{tp.partition}" for tp in sorted(partitions)])
 
-    async def _settle(self, epochs: dict[TopicPartition, PartitionEpoch]) -> None:
-        fresh = []
+    async def _commit(self) -> None:
+        positions: dict[TopicPartition, int] = {}
+        epochs = dict(self._epochs)
         for tp, epoch in epochs.items():
-            committed = await self._consumer.committed(tp)
-            if committed is None:
-                fresh.append(tp)
-            else:
-                self._begin(tp, epoch, committed)
-                epoch.committed = committed
-        for tp, offset in (await self._start_offsets(fresh, "the group has no offset there")).items():
-            self._begin(tp, epochs[tp], offset)
+            position = epoch.position
+            if epoch.alive and position is not None and position != epoch.committed:
+                positions[tp] = position
+        if positions:
+            with self._telemetry.commit_seconds.time():
+                await self._consumer.commit(positions)
+            for tp, position in positions.items():
+                epochs[tp].committed = position
 
-    async def _start_offsets(self, partitions: list[TopicPartition], why: str) -> dict[TopicPartition, int]:
+    async def _settle(self) -> None:
+        """Find out where every partition begins; one that cannot be asked holds up no other."""
+        while True:
+            await self._unsettled.wait()
+            self._unsettled.clear()
+            for tp, epoch in list(self._epochs.items()):
+                if epoch.ready or not epoch.alive:
+                    continue
+                try:
+                    async with asyncio.timeout(_CALL_TIMEOUT):
+                        await self._begin(tp, epoch)
+                except FATAL as error:
+                    raise PipelineStopped(sentence(error, self._config.kafka)) from error
+                except (KafkaError, TimeoutError) as error:
+                    self._unsettled.set()
+                    await self._wait_after(error)
+
+    async def _begin(self, tp: TopicPartition, epoch: PartitionEpoch) -> None:
+        reset = epoch in self._out_of_range
+        committed = None if reset else await self._consumer.committed(tp)
+        offset = committed
+        if offset is None:
+            offset = await self._start_offset(
+                tp, "its offset is out of the log's range" if reset else "it has no offset"
+            )
+        if epoch.alive and self._epochs.get(tp) is epoch:
+            if reset:
+                log.error("offset_out_of_range", topic=tp.topic, partition=tp.partition, goes_on_at=offset)
+            self._consumer.seek(tp, offset)
+            epoch.committed = committed
+            epoch.start_at(offset)
+            self._out_of_range.discard(epoch)
+
+    async def _start_offset(self, tp: TopicPartition, why: str) -> int:
         start = self._config.source.start
-        if not partitions:
-            return {}
         if start == "fail":
-            names = ", ".join(f"{tp.topic}/{tp.partition}" for tp in partitions)
             raise PipelineStopped(
-                f"group {self._config.group!r} cannot begin in {names}: {why}, and source.start is fail; "
-                "set it to earliest or latest, or reset the group's offsets"
+                f"group {self._config.group!r} cannot begin in {tp.topic}/{tp.partition}: {why} there, and "
+                "source.start is fail; set it to earliest or latest, or reset the group's offsets"
             )
         ask = self._consumer.beginning_offsets if start == "earliest" else self._consumer.end_offsets
-        offsets: dict[TopicPartition, int] = await ask(partitions)
-        return offsets
+        offsets: dict[TopicPartition, int] = await ask([tp])
+        return offsets[tp]
 
-    async def _restart(self, error: OffsetOutOfRangeError) -> None:
-        """The log no longer holds the position: go by `source.start`, and say so loudly."""
+    def _restart(self, error: OffsetOutOfRangeError) -> None:
+        """The log no longer holds the position: begin again by `source.start`, and say so loudly."""
         partitions = [tp for tp in (error.args[0] if error.args else {}) if tp in self._epochs]
-        self._rewind(besides=partitions)
-        offsets = await self._start_offsets(partitions, "its offset is out of the log's range")
-        for tp, offset in offsets.items():
+        for tp in partitions:
             old = self._epochs[tp]
-            log.error("offset_out_of_range", topic=tp.topic, partition=tp.partition, at=old.next_offset, now=offset)
-            self._telemetry.records("source", "out_of_range").inc()
-            # A new epoch: what is in flight of the old one must not hold or move the new position.
-            old.alive = False
-            self._epochs[tp] = PartitionEpoch(tp.topic, tp.partition)
-            self._begin(tp, self._epochs[tp], offset)
+            if old.ready and old.alive:
+                self._telemetry.records("source", "out_of_range").inc()
+                # A new epoch: what is in flight of the old one must not hold or move the new position.
+                old.alive = False
+                self._epochs[tp] = PartitionEpoch(tp.topic, tp.partition)
+                self._out_of_range.add(self._epochs[tp])
+        self._unsettled.set()
+        self._rewind()
 
-    def _begin(self, tp: TopicPartition, epoch: PartitionEpoch, offset: int) -> None:
-        if epoch.alive and self._epochs.get(tp) is epoch:
-            self._consumer.seek(tp, offset)
-            epoch.start_at(offset)
-
-    def _rewind(self, besides: Sequence[TopicPartition] = ()) -> None:
+    def _rewind(self) -> None:
         for tp, epoch in self._epochs.items():
-            if epoch.ready and epoch.next_offset is not None and tp not in besides:
+            if epoch.ready and epoch.next_offset is not None:
                 try:
                     self._consumer.seek(tp, epoch.next_offset)
                 except IllegalStateError:
@@ -240,16 +278,12 @@ class KafkaSource:
             log.info("kafka_back")
         self._backoff.reset()
 
-    def failed(self, error: PipelineStopped) -> None:
-        """A rebalance callback cannot raise through the client: the next poll does."""
-        self._failed = error
-
     def __repr__(self) -> str:
         return f"<KafkaSource group={self._config.group} assigned={self.assigned} {list(self._epochs.values())}>"
 
 
 class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
-    """Hands the client's callbacks on; the client swallows what they raise, so nothing may get there."""
+    """Hands the client's callbacks on; the client swallows what they raise, so what gets here is at least logged."""
 
     def __init__(self, source: KafkaSource) -> None:
         self._source = source
@@ -257,16 +291,11 @@ class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
     async def on_partitions_revoked(self, revoked: Any) -> None:
         try:
             await self._source.revoked()
-        except PipelineStopped as error:
-            self._source.failed(error)
         except Exception:
             log.exception("revoke_failed")
 
     async def on_partitions_assigned(self, assigned: Any) -> None:
         try:
-            await self._source.accepted(list(assigned))
-        except PipelineStopped as error:
-            self._source.failed(error)
-        except Exception as error:
+            self._source.accepted(list(assigned))
+        except Exception:
             log.exception("assign_failed")
-            self._source.failed(PipelineStopped(f"the partitions could not be taken over: {error}"))

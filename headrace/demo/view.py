@@ -42,8 +42,8 @@ class View:
         """The same in one line, for where there is no terminal."""
         versions = " ".join(f"v{name}={count}" for name, count in sorted(self._tally.versions.items()))
         return (
-            f"sent {self._tally.sent}/{self._tally.events}, outcomes {self._tally.accounted}, {self.rate:.0f} events/s, "
-            f"batch {self.batch_size:.1f}, {versions} {self.note}"
+            f"sent {self._tally.sent}/{self._tally.events}, outcomes {self._tally.accounted}, "
+            f"{self.rate:.0f} events/s, batch {self.batch_size:.1f}, {versions} {self.note}"
         )
 
 

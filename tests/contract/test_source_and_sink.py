@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import pytest
 
 from bridge.config import parse
-from bridge.errors import PipelineStopped
+from bridge.errors import PipelineStopped, first_cause
 from bridge.memory import FakeSink, FakeSource, MemoryBroker
 from bridge.observe.telemetry import Telemetry
 from bridge.receipt import Receipt
@@ -94,13 +94,17 @@ async def no_drain(_: float) -> None:
 def consuming(make: Callable[[], Source], body: Callable[[Source], Awaitable[Any]]) -> Any:
     async def run() -> Any:
         source = make()
-        await source.start(no_drain)
-        try:
-            return await body(source)
-        finally:
-            await source.stop()
+        async with asyncio.TaskGroup() as tasks:
+            try:
+                await source.start(tasks, no_drain)
+                return await body(source)
+            finally:
+                await source.stop()
 
-    return asyncio.run(run())
+    try:
+        return asyncio.run(run())
+    except BaseExceptionGroup as group:
+        raise first_cause(group) from None
 
 
 async def take(source: Source, count: int) -> list[Segment]:
@@ -206,7 +210,7 @@ def test_fail_refuses_to_choose(world: World) -> None:
             while True:
                 await source.poll(10, 0.1)
 
-    with pytest.raises(PipelineStopped, match="no offset"):
+    with pytest.raises(PipelineStopped, match="has no offset there"):
         consuming(partial(world.source, "fail"), body)
 
 

@@ -77,7 +77,10 @@ def test_defaults_are_those_of_the_contract() -> None:
         ("delivery", "exactly_once", "delivery: 'exactly_once' is not one of at_least_once"),
         ("event", {"format": "xml"}, "event.format: 'xml' is not one of json or raw"),
         ("drain_timeout", "2m", "drain_timeout must be longer than 0 and at most 45s"),
-        ("observe.address", "here", "observe.address: 'here' does not match"),
+        ("observe.address", "127.0.0.1:99999", "'127.0.0.1:99999': an address is host:port"),
+        ("kafka.bootstrap_servers", "a:1,b:x", "'a:1,b:x': an address is host:port, such as localhost:9092"),
+        ("source.session_timeout", "1s", "session_timeout must be between 6s and 5m"),
+        ("observe.address", "here", "observe.address: 'here': an address is host:port"),
     ],
 )
 def test_a_mistake_is_answered_with_one_sentence(path: str, value: Any, sentence: str) -> None:

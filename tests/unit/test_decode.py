@@ -153,6 +153,20 @@ def test_copied_fields_follow_their_row() -> None:
 
 
 @pytest.mark.parametrize(
+    ("value", "sentence"),
+    [
+        (b"[" * 300 + b"]" * 300, "field 'id' cannot be copied: Recursion limit reached"),
+        (b"123456789012345678901", "field 'id' cannot be copied: the number is too large to be repeated exactly"),
+    ],
+)
+def test_what_cannot_be_copied_exactly_is_rejected(value: bytes, sentence: str) -> None:
+    good, bad = b'{"a":1,"b":1,"id":7}', b'{"a":1,"b":1,"id":' + value + b"}"
+    decoded = JsonFormat(PLAN, ["id"]).decode([good, bad, good])
+    assert decoded.copied == {"id": [b"7", b"7"]}
+    assert [(item.row, item.reason, item.error) for item in decoded.rejects] == [(1, "mapping", sentence)]
+
+
+@pytest.mark.parametrize(
     ("inputs", "sentence"),
     [
         ({"featurs": ["a", "b"]}, "model 'm' has no input of that name; it has features FP32[rows, 2]"),

@@ -22,6 +22,8 @@ COLUMNS = {
         ("score > 0 and v[0] * 2 - 1 >= 5", [False, True, True]),
         ("-score < -0.6", [False, False, True]),
         ("(score + 1) / 2 > 0.9", [False, False, True]),
+        ("label == 'a'", [True, False, True]),
+        ("label != 'a' and score < 1", [False, True, False]),
         ("(score > 0.2) == true", [False, True, True]),
     ],
 )

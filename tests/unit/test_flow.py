@@ -70,7 +70,7 @@ class World:
 def world(limits: dict[str, int] | None = None, **sections: Any) -> World:
     document: dict[str, Any] = {
         "name": "p",
-        "kafka": {"bootstrap_servers": "memory"},
+        "kafka": {"bootstrap_servers": "memory:1"},
         "source": {"topics": ["events"]},
         "model": {"name": "m"},
         "batch": {"max_events": 8, "in_flight": 2},
@@ -307,6 +307,71 @@ def test_a_rebalance_during_an_outage_drops_what_is_not_ours_any_more(virtual_ti
 
     virtual_time.run(flowing(w, body))
     assert w.results() == [(f"0-{n}".encode(), 2.0 * n) for n in range(20)]
+
+
+def test_a_rebalance_while_a_refused_batch_is_narrowed_during_an_outage(virtual_time: asyncio.Runner) -> None:
+    w = world(batch={"max_events": 4, "in_flight": 2})
+    w.events([{"x": -1}, {"x": 1}, {"x": 2}, {"x": 3}])
+    refused: list[int] = []
+
+    def refuse_once_then_go(arrays: Any) -> Any:
+        refused.append(len(arrays["x"]))
+        if len(refused) == 1:
+            w.server.available = False
+        return poison(arrays)
+
+    w.server.function = refuse_once_then_go
+
+    async def body() -> None:
+        await until(lambda: len(w.server.calls) >= 3)
+        await w.source.rebalance(timeout=5)
+        w.server.available = True
+        await until(lambda: w.committed()[0] == 4)
+
+    virtual_time.run(flowing(w, body))
+    assert [key for key, _ in w.results()] == [b"0-1", b"0-2", b"0-3"]
+    assert w.letters() == [(b"0-0", "model")]
+
+
+def test_an_abandoned_batch_lets_none_overtake(virtual_time: asyncio.Runner) -> None:
+    w = world(batch={"max_events": 2, "in_flight": 4})
+    w.events([{"x": 0}, {"x": 1}], partition=1)
+    w.events([{"x": 8}, {"x": 9}], partition=0)
+    w.events([{"x": 2}, {"x": 3}], partition=1)
+    ask = w.server.infer
+
+    async def by_value(model: Any, rows: Any, count: int, outputs: Any) -> Any:
+        first = np.frombuffer(rows["x"][0], "<f8")[0]
+        if first == 8:
+            w.source.epochs["events", 0].alive = False
+            raise InferenceError(Disposition.RETRY, "UNAVAILABLE", "gone")
+        await asyncio.sleep(5 if first == 0 else 0)
+        return await ask(model, rows, count, outputs)
+
+    w.server.infer = by_value  # type: ignore[method-assign]
+
+    async def body() -> None:
+        await until(lambda: len(w.broker.records("results")) == 4)
+
+    virtual_time.run(flowing(w, body))
+    assert [key for key, _ in w.results()] == [b"1-0", b"1-1", b"1-2", b"1-3"]
+
+
+def test_a_failure_commits_what_is_finished_and_leaves(virtual_time: asyncio.Runner) -> None:
+    w = world(commit_interval="1h")
+    w.events([{"x": n} for n in range(8)])
+
+    async def run() -> None:
+        task = asyncio.ensure_future(w.flow.run(asyncio.Event()))
+        await until(lambda: len(w.results()) == 8)
+        w.server.script = [InferenceError(Disposition.STOP, "UNAUTHENTICATED", "who are you")]
+        w.events([{"x": 1}])
+        await task
+
+    with pytest.raises(PipelineStopped, match="who are you"):
+        virtual_time.run(run())
+    assert w.committed()[0] == 8
+    assert not w.source.assigned
 
 
 def test_lost_commits_are_made_up_for(virtual_time: asyncio.Runner) -> None:
