@@ -89,6 +89,7 @@ class Telemetry:
         self._dead_letters = self._counter("dead_letters", "Events that got a dead letter, by reason.", "reason")
         self.commit_seconds = self._histogram("commit_seconds", "Time of one commit of offsets.", _LATENCY)
         self._lag = self._gauge_family("consumer_lag_records", "Events not finished yet.", "topic", "partition")
+        self._lagging: set[tuple[str, int]] = set()
         self.rebalances = self._counter("rebalances", "Assignments of partitions to this member.").labels(pipeline)
         self.paused_partitions = self._gauge("paused_partitions", "Partitions whose intake waits for a full queue.")
         self.last_progress = self._gauge("last_progress_timestamp_seconds", "When an event was last finished.")
@@ -125,7 +126,9 @@ class Telemetry:
 
     def lags(self, lags: dict[tuple[str, int], int]) -> None:
         """Replace the lag of every partition; one that is not ours any more goes."""
-        self._lag.clear()
+        for topic, partition in self._lagging - set(lags):
+            self._lag.remove(self._pipeline, topic, str(partition))
+        self._lagging = set(lags)
         for (topic, partition), lag in lags.items():
             self._lag.labels(self._pipeline, topic, str(partition)).set(lag)
 
