@@ -9,44 +9,28 @@ asked any more: that is all there is to a pause.
 """
 
 import asyncio
-import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Iterable
 
-import numpy as np
-import numpy.typing as npt
 import structlog
 
 from bridge.batch import Batcher
 from bridge.config import Pipeline
+from bridge.emitter import Emitter
 from bridge.errors import PipelineStopped, first_cause
 from bridge.infer.predictor import Abandoned, Predictor
-from bridge.letters import LetterWriter
 from bridge.observe.health import Health
 from bridge.observe.telemetry import Telemetry
 from bridge.partition import Partitioner
 from bridge.plan import Plan
-from bridge.receipt import Receipt
-from bridge.record import Batch, Decoded, Outcome, Reject, Segment
-from bridge.sink import BATCH_OVERHEAD, Row, Sink, row_size
+from bridge.record import Batch, Outcome, Segment
+from bridge.sink import Sink
 from bridge.source import Source
 
 log = structlog.get_logger()
 
-SOURCE_HEADER = "headrace-source"
 _POLL_SECONDS = 0.2
 _COMMIT_TIMEOUT = 10.0
 _INTAKE_END = 2.0
-
-
-@dataclass(slots=True)
-class _Written:
-    """What a segment became; counted once it is acknowledged."""
-
-    results: int
-    alerts: int
-    letters: Sequence[str]
 
 
 class Flow:
@@ -83,12 +67,10 @@ class Flow:
         self._source = source
         self._predictor = predictor
         self._sink = sink
-        self._partitioner = partitioner
+        self._emitter = Emitter(config, sink, partitioner, limits, telemetry, self._opened)
         self._telemetry = telemetry
         self._health = health
         self._on_ready = on_ready
-        self._letters = LetterWriter(config, limits[config.dead_letter.topic])
-        self._largest = min(limits[t] for t in self._result_topics()) - BATCH_OVERHEAD
         self._batcher = Batcher(plan.max_events, config.batch.max_bytes, config.batch.max_wait)
         self._queue_events = plan.max_events * (config.batch.in_flight + 1)
         self._queue_bytes = config.batch.max_bytes * (config.batch.in_flight + 1)
@@ -226,7 +208,9 @@ class Flow:
 
     async def _fly(self, batch: Batch, before: asyncio.Event | None, done: asyncio.Event) -> None:
         try:
-            decoded = self._decode(batch)
+            decoded = self._plan.decoder.decode([record.value for record in batch.records])
+            self._telemetry.records("decode", "ok").inc(len(decoded.places))
+            self._telemetry.records("decode", "rejected").inc(len(decoded.rejects))
             predicted = await self._predictor.predict(decoded, lambda: not _alive(batch.segments))
             outcome = self._plan.encoder.encode(len(batch.records), decoded, predicted.parts)
             if predicted.rejects:
@@ -235,7 +219,7 @@ class Flow:
             self._telemetry.records("infer", "rejected").inc(len(predicted.rejects))
             if before is not None:
                 await before.wait()
-            await self._emit(batch, outcome)
+            await self._emitter.emit(batch, outcome)
         except Abandoned:
             if before is not None:
                 await before.wait()  # or the batch after this one would overtake the one before it
@@ -245,97 +229,6 @@ class Flow:
             self._slots.release()
             self._telemetry.in_flight.dec()
             self._opened(-1)
-
-    def _decode(self, batch: Batch) -> Decoded:
-        values = [record.value for record in batch.records]
-        limit = self._config.batch.max_bytes
-        large = [place for place, value in enumerate(values) if value is not None and len(value) > limit]
-        decoded = self._decode_without(values, large, limit) if large else self._plan.decoder.decode(values)
-        self._telemetry.records("decode", "ok").inc(len(decoded.places))
-        self._telemetry.records("decode", "rejected").inc(len(decoded.rejects))
-        return decoded
-
-    def _decode_without(self, values: list[bytes | None], large: list[int], limit: int) -> Decoded:
-        skipped = set(large)
-        places = [place for place in range(len(values)) if place not in skipped]
-        decoded = self._plan.decoder.decode([values[place] for place in places])
-        rejects = [reject._replace(row=places[reject.row]) for reject in decoded.rejects]
-        for place in large:
-            size = len(values[place] or b"")
-            rejects.append(
-                Reject(place, "too_large", f"the event has {size} bytes, more than batch.max_bytes ({limit})")
-            )
-        return Decoded(decoded.rows, [places[place] for place in decoded.places], decoded.copied, rejects)
-
-    async def _emit(self, batch: Batch, outcome: Outcome) -> None:
-        """Hand every outcome of the batch to the sink, each segment with its receipt."""
-        rejects = {reject.row: reject for reject in outcome.rejects}
-        at = 0
-        for segment in batch.segments:
-            count = len(segment.records)
-            if not segment.epoch.alive:
-                self._telemetry.records("source", "dropped").inc(count)  # the next owner does them
-                at += count
-                continue
-            values = outcome.values[at : at + count]
-            alerts = None if outcome.alerts is None else outcome.alerts[at : at + count]
-            letters = {row - at: reject for row, reject in rejects.items() if at <= row < at + count}
-            await self._emit_segment(segment, values, alerts, letters)
-            at += count
-
-    async def _emit_segment(
-        self,
-        segment: Segment,
-        values: Sequence[bytes | None],
-        alerts: npt.NDArray[np.bool_] | None,
-        letters: dict[int, Reject],
-    ) -> None:
-        prefix = f"{segment.epoch.topic}/{segment.epoch.partition}/".encode()
-        rows: list[Row | None] = [
-            None
-            if value is None
-            else (r.key, value, r.timestamp, [*r.headers, (SOURCE_HEADER, prefix + b"%d" % r.offset)])
-            for r, value in zip(segment.records, values, strict=True)
-        ]
-        sizes = [0 if row is None else row_size(row) for row in rows]
-        if max(sizes) > self._largest:
-            for place, size in enumerate(sizes):
-                if size > self._largest:
-                    rows[place] = None
-                    sentence = f"the result has {size} bytes with its key and headers, more than its topic takes"
-                    letters[place] = Reject(place, "too_large", sentence)
-        results = [row for row in rows if row is not None]
-        alarming = (
-            [] if alerts is None else [row for row, hit in zip(rows, alerts.tolist(), strict=True) if hit and row]
-        )
-        dead = [self._letters.letter(segment.records[place], letters[place]) for place in sorted(letters)]
-        self._opened(1)
-        written = _Written(len(results), len(alarming), [reject.reason for reject in letters.values()])
-        receipt = Receipt(segment, partial(self._settled, written))
-        if results:
-            await self._write(self._config.result.topic, segment, results, receipt)
-        if alarming and self._config.result.alert:
-            await self._write(self._config.result.alert.topic, segment, alarming, receipt)
-        if dead:
-            partition = self._partitioner.letter(segment.epoch.partition)
-            await self._sink.write(self._config.dead_letter.topic, partition, dead, receipt)
-        receipt.release()
-
-    async def _write(self, topic: str, segment: Segment, rows: list[Row], receipt: Receipt) -> None:
-        for partition, group in self._partitioner.groups(topic, segment.epoch.partition, rows):
-            await self._sink.write(topic, partition, group, receipt)
-
-    def _settled(self, written: "_Written", receipt: Receipt) -> None:
-        self._telemetry.records("sink", "result").inc(written.results)
-        self._telemetry.records("sink", "alert").inc(written.alerts)
-        self._telemetry.records("sink", "dead_letter").inc(len(written.letters))
-        for reason in written.letters:
-            self._telemetry.dead_letters(reason)
-        stamps = np.array([record.timestamp for record in receipt.segment.records], dtype=np.float64)
-        now = time.time()
-        self._telemetry.end_to_end.observe(np.maximum(now - stamps / 1000, 0.0))
-        self._telemetry.last_progress.set(now)
-        self._opened(-1)
 
     def _opened(self, change: int) -> None:
         self._open += change
@@ -357,10 +250,6 @@ class Flow:
             self._telemetry.lags(lags)
             paused = not self._room.is_set() and self._batcher.events >= self._queue_events
             self._telemetry.paused_partitions.set(len(lags) if paused else 0)
-
-    def _result_topics(self) -> list[str]:
-        alert = self._config.result.alert
-        return [self._config.result.topic, *([alert.topic] if alert else [])]
 
     def __repr__(self) -> str:
         return f"<Flow {self._config.name} open={self._open} {self._batcher!r} {self._predictor!r} {self._source!r}>"

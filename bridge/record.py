@@ -97,6 +97,14 @@ class Decoded:
     rejects: Sequence[Reject]
 
 
+class EventFormat(Protocol):
+    """Reads events of one format."""
+
+    def decode(self, values: Sequence[bytes | None]) -> Decoded:
+        """The rows and the rejects of a batch; every event is in exactly one of the two, by its place in `values`."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Prediction:
     """A model's answer to one call.

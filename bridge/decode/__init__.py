@@ -3,23 +3,13 @@
 A format stands behind `EventFormat`; an event that cannot be read becomes a reject, and never harms its neighbours.
 """
 
-from collections.abc import Sequence
-from typing import Protocol
-
 from bridge.config import Pipeline
 from bridge.decode.json import JsonFormat
+from bridge.decode.limit import SizeLimit
 from bridge.decode.raw import RawFormat
 from bridge.mapping import InputPlan
-from bridge.record import Decoded
+from bridge.record import EventFormat
 from bridge.tensors import ModelSpec
-
-
-class EventFormat(Protocol):
-    """Reads events of one format."""
-
-    def decode(self, values: Sequence[bytes | None]) -> Decoded:
-        """The rows and the rejects of a batch; every event is in exactly one of the two, by its place in `values`."""
-        ...
 
 
 def event_format(config: Pipeline, model: ModelSpec) -> EventFormat:
@@ -28,9 +18,12 @@ def event_format(config: Pipeline, model: ModelSpec) -> EventFormat:
     Raises:
         ConfigError: the mapping does not fit the model.
     """
+    inner: EventFormat
     if config.event.format == "raw":
-        return RawFormat.compile(model)
-    return JsonFormat(InputPlan.compile(model, config.model.inputs), config.result.copy_fields)
+        inner = RawFormat.compile(model)
+    else:
+        inner = JsonFormat(InputPlan.compile(model, config.model.inputs), config.result.copy_fields)
+    return SizeLimit(inner, config.batch.max_bytes)
 
 
 __all__ = ["EventFormat", "JsonFormat", "RawFormat", "event_format"]

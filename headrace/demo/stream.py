@@ -9,7 +9,7 @@ import orjson
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
 from bridge.config import Pipeline
-from bridge.flow import SOURCE_HEADER
+from bridge.emitter import SOURCE_HEADER
 from bridge.kafka import client_options
 from bridge.letters import PREFIX
 from headrace.demo.tally import Tally
