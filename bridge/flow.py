@@ -123,6 +123,7 @@ class Flow:
         async with asyncio.TaskGroup() as loops:
             loops.create_task(self._commits(), name="commits")
             loops.create_task(self._watch(), name="watch")
+            loops.create_task(self._predictor.watch(), name="watch model")
             loops.create_task(self._dispatch(tasks), name="dispatch")
             await self._intake()
             self._intake_ended.set()

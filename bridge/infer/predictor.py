@@ -24,6 +24,7 @@ from bridge.tensors import ModelSpec
 log = structlog.get_logger()
 
 _FIRST_DELAY = {Disposition.RETRY: 0.1, Disposition.ABSENT: 1.0}
+_IDLE = 5.0  # seconds without a call after which the server is asked whether it is still there
 _MOST_DELAY = {Disposition.RETRY: 5.0, Disposition.ABSENT: 10.0}
 
 
@@ -71,6 +72,7 @@ class Predictor:
         self._telemetry = telemetry
         self._health = health
         self._rng = rng
+        self._calls = 0
 
     async def predict(self, decoded: Decoded, abandoned: Callable[[], bool]) -> Predicted:
         """The answers for all rows of `decoded`.
@@ -90,6 +92,19 @@ class Predictor:
             raise first_cause(group) from None
         parts.sort(key=lambda part: part.rows.start)
         return Predicted(parts, rejects)
+
+    async def watch(self) -> None:
+        """While no event comes, ask now and then whether the model is ready, so that health is not of the past."""
+        while True:
+            before = self._calls
+            await asyncio.sleep(_IDLE)
+            if self._calls == before:
+                try:
+                    await self._server.describe()
+                except InferenceError as error:
+                    self._away(error)
+                else:
+                    self._answers()
 
     async def _narrow(
         self,
@@ -127,6 +142,7 @@ class Predictor:
         backoff: Backoff | None = None
         while True:
             attempts += 1
+            self._calls += 1
             started = time.perf_counter()
             try:
                 prediction = await self._server.infer(self._model, chunks, len(rows), self._outputs)

@@ -4,6 +4,7 @@ import asyncio
 import gzip
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -22,7 +23,7 @@ from rich.console import Console
 from rich.live import Live
 
 from bridge.config import Pipeline, parse
-from bridge.errors import HeadraceError
+from bridge.errors import HeadraceError, first_cause
 from headrace.demo.stream import read_back, send
 from headrace.demo.tally import Tally
 from headrace.demo.view import View, print_summary
@@ -79,8 +80,12 @@ def demo(model: str, events: int, rate: float, keep: bool, as_json: bool, reposi
         raise HeadraceError(f"{source / '1'}: no manifest; run make models")
     metric = next(iter(manifest.quality))
     tally = Tally(events, labels)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: everything is stopped and removed
     with _servers(model, source, console) as servers:
-        seconds = asyncio.run(_stream(servers, model, rows, rate, source, tally, console))
+        try:
+            seconds = asyncio.run(_stream(servers, model, rows, rate, source, tally, console))
+        except BaseExceptionGroup as group:
+            raise first_cause(group) from None
         summary = _summary(tally, metric, seconds)
         print_summary(console, summary, metric)
         if as_json:

@@ -478,6 +478,19 @@ def test_a_batch_waits_to_grow_when_asked(virtual_time: asyncio.Runner) -> None:
     virtual_time.run(flowing(w, body))
 
 
+def test_an_idle_pipeline_notices_that_the_model_is_gone_and_back(virtual_time: asyncio.Runner) -> None:
+    w = world()
+
+    async def body() -> None:
+        await until(lambda: w.health.model_ready)
+        w.server.available = False
+        await until(lambda: not w.health.model_ready, 15)
+        w.server.available = True
+        await until(lambda: w.health.model_ready, 15)
+
+    virtual_time.run(flowing(w, body))
+
+
 def test_the_flow_tells_its_state(virtual_time: asyncio.Runner) -> None:
     w = world()
 

@@ -70,12 +70,12 @@ def test_verify_finds_what_is_changed_missing_or_added(tmp_path: Path) -> None:
     shutil.copytree(FRAUD, version)
     assert verify(version) == []
     (version / "golden.json").write_text("{}")
-    (version / "model.savedmodel" / "fingerprint.pb").unlink()
+    (version / "model.savedmodel" / "variables" / "variables.index").unlink()
     (version / "extra").write_text("x")
     assert sorted(line.removeprefix(str(version)) for line in verify(version)) == [
         "/extra: not in the manifest",
         "/golden.json: its content is not what the manifest says",
-        "/model.savedmodel/fingerprint.pb: missing",
+        "/model.savedmodel/variables/variables.index: missing",
     ]
     (version / "manifest.json").write_text('{"model": 3}')
     with pytest.raises(ServingError, match=r"manifest.json: model: "):
