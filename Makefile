@@ -1,5 +1,6 @@
 # Everything a developer or a new user types. `make` alone lists it.
-PYTHON ?= python3
+# Triton's wheel needs numpy 1, which ends with Python 3.12.
+PYTHON ?= $(shell command -v python3.12 || command -v python3.11 || echo python3)
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
@@ -42,10 +43,10 @@ clean: ## remove the environment and every cache inside this folder
 
 # The environment: made once, and again only when what it is made from changes.
 $(READY): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "Headrace needs Python 3.11 or newer; name one with: make PYTHON=python3.12 …" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' || \
+	  { echo "The demo and the tests need Python 3.11 or 3.12; name one with: make PYTHON=/path/to/python3.12 …" >&2; exit 1; }
 	@echo "Making the environment in $(VENV) (once; a few minutes) …"
-	@$(PYTHON) -m venv --clear $(VENV)
+	@"$(PYTHON)" -m venv --clear $(VENV)
 	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[serving,local,loadtest,models,dev]'
 	@$(BIN)/headrace kafka --fetch
 	@touch $@

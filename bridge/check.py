@@ -50,8 +50,10 @@ async def _check_model(config: Pipeline, server: ModelServer, report: Report) ->
     try:
         model = await server.describe()
     except InferenceError as error:
-        missing = error.disposition in (Disposition.ABSENT, Disposition.DATA)
-        (report.problems if missing else report.unreachable).append(f"model.name: {error}")
+        if error.disposition is Disposition.RETRY:
+            report.unreachable.append(f"model.address: {error}")
+        else:
+            report.problems.append(f"model.name: {error}")
         return None
     tensors = f"inputs {', '.join(map(str, model.inputs))}; outputs {', '.join(map(str, model.outputs))}"
     report.facts.append(f"model {model.name!r} is ready in version {', '.join(model.versions) or '?'}: {tensors}")

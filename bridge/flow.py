@@ -108,6 +108,7 @@ class Flow:
     async def drain(self, timeout: float) -> None:
         """Drop what is queued, and wait until everything in flight has its outcome acknowledged."""
         self._batcher.clear()
+        self._queued()
         self._room.set()
         try:
             async with asyncio.timeout(timeout):
@@ -174,6 +175,7 @@ class Flow:
                 self._batcher.add(segment, now)
                 self._telemetry.records("source", "consumed").inc(len(segment.records))
             if segments:
+                self._queued()
                 self._arrived.set()
 
     async def _dispatch(self, tasks: asyncio.TaskGroup) -> None:
@@ -197,7 +199,7 @@ class Flow:
                 self._telemetry.batch_wait.observe(max(0.0, self._batcher.waited(now)))
                 batch = self._batcher.take()
                 self._telemetry.batch_records.observe(len(batch.records))
-                self._telemetry.queue("intake").set(self._batcher.events)
+                self._queued()
                 self._room.set()
                 return batch
             wait = self._batcher.until_ready(now)
@@ -230,6 +232,9 @@ class Flow:
             self._slots.release()
             self._telemetry.in_flight.dec()
             self._opened(-1)
+
+    def _queued(self) -> None:
+        self._telemetry.queue("intake").set(self._batcher.events)
 
     def _opened(self, change: int) -> None:
         self._open += change

@@ -27,10 +27,9 @@ class Receipt:
         self._open += 1
 
     def release(self) -> None:
-        """One is; the last one completes the segment, if its partition is still ours."""
+        """One is; the last one completes the segment. In a dead epoch, never committed, that counts for nothing."""
         self._open -= 1
         if self._open == 0:
             segment = self.segment
-            if segment.epoch.alive:
-                segment.epoch.complete(segment.start, segment.start + len(segment.records))
+            segment.epoch.complete(segment.start, segment.start + len(segment.records))
             self._settled(self)

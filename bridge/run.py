@@ -80,6 +80,8 @@ async def _prepare(
     if plan.max_events < config.batch.max_events:
         log.info("batch_capped", max_events=plan.max_events, because=f"max_batch_size of model {model.name}")
     log.info("model_found", model=model.name, versions=list(model.versions), inputs=list(map(str, model.inputs)))
+    for version in model.versions:
+        telemetry.inference(model.name, version, "OK")  # label sets exist from the start
     limits = {name: topic.max_message_bytes for name, topic in topics.items()}
     return Flow(
         config,

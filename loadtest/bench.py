@@ -9,6 +9,7 @@ import argparse
 import asyncio
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -132,7 +133,8 @@ def _measure(
 ) -> Round:
     asyncio.run(create_topics(Kafka(bootstrap_servers=bootstrap), {target: PARTITIONS, f"{target}-dead": 1}))
     with start(bootstrap, source, target, home) as process:
-        process.wait_ready(lambda: "ready" in process.log.read_text(), 60)
+        said_ready = re.compile(rf"^ready( {target})?$", re.MULTILINE)
+        process.wait_ready(lambda: said_ready.search(process.log.read_text()) is not None, 60)
         watched = psutil.Process(process.pid)
         before, begun = watched.cpu_times(), time.monotonic()
         memory = asyncio.run(_until(bootstrap, target, arguments.events, watched))

@@ -1,9 +1,12 @@
 """Tells a running Triton to load a model's versions, and asks which are loaded."""
 
-import tritonclient.grpc as triton
-from tritonclient.utils import InferenceServerException
-
 from serving.errors import ServingError
+
+try:
+    import tritonclient.grpc as triton
+    from tritonclient.utils import InferenceServerException
+except ImportError:
+    raise ServingError("the Triton client is not installed here; pip install 'headrace[serving]'") from None
 
 
 class TritonControl:

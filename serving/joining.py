@@ -22,15 +22,14 @@ def run_joined(requests: Sequence[Arrays], run: Run, *, batches: bool) -> list[A
         run: one call of the model.
         batches: whether rows of several requests may go into one call.
     """
-    answers: list[Arrays | Exception | None] = [None] * len(requests)
+    answers: dict[int, Arrays | Exception] = {}
     groups: dict[Any, list[int]] = {}
     for place, inputs in enumerate(requests):
         key = tuple((name, array.dtype.str, array.shape[1:]) for name, array in sorted(inputs.items()))
         groups.setdefault(key if batches else place, []).append(place)
     for places in groups.values():
-        for place, answer in zip(places, _run_group([requests[place] for place in places], run), strict=True):
-            answers[place] = answer
-    return [answer for answer in answers if answer is not None]
+        answers.update(zip(places, _run_group([requests[place] for place in places], run), strict=True))
+    return [answers[place] for place in range(len(requests))]
 
 
 def _run_group(requests: Sequence[Arrays], run: Run) -> list[Arrays | Exception]:

@@ -112,7 +112,7 @@ def file_hashes(version: Path) -> dict[str, str]:
     return {
         str(path.relative_to(version)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(version.rglob("*"))
-        if path.is_file() and path.name != FILE
+        if path.is_file() and path != version / FILE
     }
 
 

@@ -81,7 +81,7 @@ def copy_version(source: Path, model: Path) -> Path:
         _flush(model)
     except OSError as error:
         shutil.rmtree(aside, ignore_errors=True)
-        raise ServingError(f"{target}: cannot be written: {error.strerror}") from None
+        raise ServingError(f"{target}: cannot be written: {error.strerror or error}") from None
     return target
 
 

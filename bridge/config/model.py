@@ -27,6 +27,13 @@ def _address(text: str) -> str:
     return text
 
 
+def _target(text: str) -> str:
+    scheme, colon, rest = text.partition(":")
+    if scheme in ("dns", "ipv4", "ipv6", "unix") and colon and not rest.isdigit():
+        return text  # a gRPC name; its own syntax
+    return _address(text)
+
+
 def _version(value: Any) -> Any:
     number = int(value) if isinstance(value, str) and value.isdigit() else value
     if value != "latest" and (not isinstance(number, int) or isinstance(number, bool) or number < 1):
@@ -157,7 +164,7 @@ class Model(Section):
 
     server: Literal["triton"] = "triton"
     """The kind of model server."""
-    address: str = Field(default="localhost:8001", min_length=1)
+    address: Annotated[str, AfterValidator(_target)] = "localhost:8001"
     """gRPC address: host:port, or dns:///name:port to spread calls over all addresses of a headless service."""
     name: str = Field(min_length=1, examples=["fraud"])
     """The model's name on the server."""

@@ -54,7 +54,7 @@ def _rows(section: type[BaseModel], prefix: str) -> Iterator[str]:
         inner = section_of(field.annotation)
         doc = " ".join((field.description or "").split())
         if inner is None:
-            yield f"| `{key}` | {_type(field)} | {_default_text(field)} | {_cell(doc)} |"
+            yield f"| `{key}` | {_type(section, field.alias or name)} | {_default_text(field)} | {_cell(doc)} |"
         else:
             yield f"| **`{key}`** | section | {'none' if field.default is None else ''} | {_cell(doc)} |"
             yield from _rows(inner, f"{key}.")
@@ -107,30 +107,30 @@ def _yaml(value: Any) -> str:
     return f'"{text}"' if any(mark in text for mark in (">", ": ")) else text
 
 
-def _type(field: FieldInfo) -> str:
-    for item in field.metadata:
-        parse = getattr(item, "func", None)
-        if parse is parse_duration:
-            return "duration"
-        if parse is parse_size:
-            return "size"
-    text = field.annotation.__name__ if isinstance(field.annotation, type) else str(field.annotation)
-    text = text.replace("typing.", "").replace("pathlib.", "").replace("NoneType", "None")
-    if "Literal[" in text:
-        text = text.replace("Literal[", "").replace("]", "").replace("'", "").replace(", ", " / ", text.count(","))
-    for name in ("ExistingFile", "Path"):
-        text = text.replace(name, "file")
-    if text.startswith("Annotated[") or "Annotated[" in text:
-        text = (
-            "file"
-            if "file" in text or "_existing" in text
-            else "list of topics"
-            if text.startswith("list")
-            else "string"
-        )
-    for python, word in (("str", "string"), ("int", "number"), ("bool", "true / false")):
-        text = text if "string" in text else text.replace(python, word)
-    return _cell(text.replace(" | None", ""))
+def _type(section: type[BaseModel], key: str) -> str:
+    """The type of a key in words, from the section's JSON Schema."""
+    return _cell(_words(section.model_json_schema(by_alias=True)["properties"][key]))
+
+
+def _words(schema: dict[str, Any]) -> str:
+    if "x-unit" in schema:
+        return str(schema["x-unit"])
+    for arm in (schema, *schema.get("anyOf", ())):
+        kind = arm.get("format")
+        if kind in ("path", "file-path"):
+            return "file"
+    if "anyOf" in schema:
+        return " or ".join(dict.fromkeys(_words(arm) for arm in schema["anyOf"] if arm.get("type") != "null"))
+    if "enum" in schema:
+        return " / ".join(map(str, schema["enum"]))
+    if "const" in schema:
+        return str(schema["const"])
+    if schema.get("type") == "array":
+        return f"list of {_words(schema['items'])}s"
+    if schema.get("type") == "object":
+        return "mapping"
+    kind = str(schema["type"])
+    return {"integer": "number", "boolean": "true / false"}.get(kind, kind)
 
 
 def _cell(text: str) -> str:

@@ -71,7 +71,7 @@ Duration = Annotated[
     float,
     BeforeValidator(parse_duration),
     PlainSerializer(format_duration, return_type=str),
-    WithJsonSchema({**_QUANTITY_SCHEMA, "description": "duration, such as 5ms or 2s"}),
+    WithJsonSchema({**_QUANTITY_SCHEMA, "x-unit": "duration"}),
 ]
 """Seconds, written with a unit."""
 
@@ -79,7 +79,7 @@ Size = Annotated[
     int,
     BeforeValidator(parse_size),
     PlainSerializer(format_size, return_type=str),
-    WithJsonSchema({**_QUANTITY_SCHEMA, "description": "size, such as 4MiB"}),
+    WithJsonSchema({**_QUANTITY_SCHEMA, "x-unit": "size"}),
 ]
 """Bytes, written with a unit or as a whole number."""
 

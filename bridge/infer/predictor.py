@@ -73,6 +73,7 @@ class Predictor:
         self._health = health
         self._rng = rng
         self._calls = 0
+        self._open = 0  # batches that are being asked, or wait to be asked again
 
     async def predict(self, decoded: Decoded, abandoned: Callable[[], bool]) -> Predicted:
         """The answers for all rows of `decoded`.
@@ -85,11 +86,14 @@ class Predictor:
             return Predicted([], [])
         parts: list[Part] = []
         rejects: list[Reject] = []
+        self._open += 1
         try:
             await self._narrow(decoded, range(len(decoded.places)), 0, abandoned, parts, rejects)
         except BaseExceptionGroup as group:
             # The halves run side by side; what ended them is what ends the batch, a reason to stop first of all.
             raise first_cause(group) from None
+        finally:
+            self._open -= 1
         parts.sort(key=lambda part: part.rows.start)
         return Predicted(parts, rejects)
 
@@ -98,7 +102,7 @@ class Predictor:
         while True:
             before = self._calls
             await asyncio.sleep(_IDLE)
-            if self._calls == before:
+            if self._calls == before and not self._open:
                 try:
                     await self._server.describe()
                 except InferenceError as error:

@@ -1,9 +1,11 @@
 """kafka and serve: real servers on this machine, in the foreground."""
 
+import asyncio
 import signal
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -27,15 +29,21 @@ def kafka(
     port: Annotated[int, typer.Option(help="Port of the first broker; 0 takes a free one.")] = 9092,
     data: Annotated[Path | None, typer.Option(help="Keep the topics in this folder; else they go away.")] = None,
     brokers: Annotated[int, typer.Option(min=1, max=9, help="How many brokers.")] = 1,
+    topic: Annotated[
+        list[str] | None, typer.Option(metavar="NAME:PARTITIONS", help="Create this topic; may be given several times.")
+    ] = None,
     fetch: Annotated[bool, typer.Option("--fetch", help="Only get what is needed to start later, then exit.")] = False,
 ) -> None:
     """Run a real Apache Kafka on this machine. Prints `ready HOST:PORT` once clients can use it.
 
     Where no Java can run it falls back to a mock, and says so.
     """
+    from bridge.config.model import Kafka as KafkaSection
     from headrace.rig.kafka import KafkaCluster, KafkaUnavailable, fetch_jars, java, mock_cluster
+    from headrace.rig.topics import create_topics
 
     status = Console(stderr=True)
+    topics = dict(_topic(text) for text in topic or ())
     try:
         with status.status("Kafka: resolving its jars (once, about 45 MB)"):
             java()
@@ -43,13 +51,20 @@ def kafka(
     except KafkaUnavailable as error:
         if fetch:
             raise
-        _mock(str(error), port, mock_cluster, status)
+        _mock(str(error), mock_cluster, status)
         return
     if fetch:
         status.print("Kafka: its jars are here")
         return
     cluster = KafkaCluster(port=port, brokers=brokers, data=data)
-    _serve("Kafka", cluster, lambda: cluster.bootstrap_servers, status)
+
+    def created() -> str:
+        if topics:
+            kafka = KafkaSection(bootstrap_servers=cluster.bootstrap_servers)
+            asyncio.run(create_topics(kafka, topics, existing_ok=True))
+        return cluster.bootstrap_servers
+
+    _serve("Kafka", cluster, created, status)
 
 
 def serve(
@@ -91,17 +106,25 @@ def _serve(name: str, server: "KafkaCluster | TritonRig", address: Callable[[], 
         server.stop()
 
 
-def _mock(why: str, port: int, mock_cluster: Callable[..., object], status: Console) -> None:
+def _topic(text: str) -> tuple[str, int]:
+    name, _, partitions = text.rpartition(":")
+    if not name or not partitions.isdigit() or int(partitions) < 1:
+        raise typer.BadParameter(f"{text!r} is not NAME:PARTITIONS, such as events:6", param_hint="--topic")
+    return name, int(partitions)
+
+
+def _mock(why: str, mock_cluster: Callable[[], AbstractContextManager[str]], status: Console) -> None:
     status.print(
         f"NOTICE: this is NOT a real Kafka. {why}. In its place runs librdkafka's mock cluster: no transactions, "
-        "nothing on disk, and not every request is known. Good for a first look, for nothing else.",
+        "nothing on disk, its own port (--port, --data, --brokers and --topic have no effect), and not every request is known. "
+        "Good for a first look, for nothing else.",
         style="bold red",
     )
     die_with_parent()
     until = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: until.set())
-    with mock_cluster(0 if port == 9092 else port) as address:  # type: ignore[attr-defined]
+    with mock_cluster() as address:
         print(f"ready {address}", flush=True)
         until.wait()
     sys.exit(0)

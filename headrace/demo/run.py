@@ -39,7 +39,6 @@ PIPELINES = Path(__file__).parent / "pipelines"
 PARTITIONS = 6
 OUTPUTS = {"fraud": "score", "maintenance": "score", "personalization": "rating"}
 """The result's field with the answer that the labels are compared with."""
-MODELS = tuple(sorted(path.stem for path in PIPELINES.glob("*.yaml")))
 _PATIENCE = 30.0
 
 
@@ -59,7 +58,7 @@ def demo(model: str, events: int, rate: float, keep: bool, as_json: bool, reposi
     """Run it.
 
     Args:
-        model: one of `MODELS`.
+        model: one of `OUTPUTS`.
         events: how many to stream.
         rate: events a second; 0 streams as fast as it goes.
         keep: leave everything running at the end, until Ctrl-C.
@@ -79,7 +78,7 @@ def demo(model: str, events: int, rate: float, keep: bool, as_json: bool, reposi
     if manifest is None:
         raise HeadraceError(f"{source / '1'}: no manifest; run make models")
     metric = next(iter(manifest.quality))
-    tally = Tally(events, labels)
+    tally = Tally(events, labels, _pipeline(model, {}).source.topics[0])
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: everything is stopped and removed
     with _servers(model, source, console) as servers:
         try:
@@ -120,19 +119,23 @@ def _servers(model: str, source: Path, console: Console) -> Iterator[Servers]:
             "HEADRACE_OBSERVE__ADDRESS": observe,
         }
         config = PIPELINES / f"{model}.yaml"
-        pipeline = parse(yaml.safe_load(config.read_text()), env)
+        pipeline = _pipeline(model, env)
         asyncio.run(create_topics(pipeline.kafka, _topics(pipeline)))
         bridge = stack.enter_context(
             ServerProcess(
                 "the bridge",
                 [sys.executable, "-m", "headrace", "run", str(config)],
                 home / "bridge.log",
-                {**os.environ, **env},
+                {**{k: v for k, v in os.environ.items() if not k.startswith("HEADRACE_")}, **env},
             )
         )
         with console.status("starting the bridge"):
             bridge.wait_ready(lambda: f"ready {pipeline.name}" in bridge.tail(), 60)
         yield Servers(kafka, triton, bridge, pipeline, config, repository)
+
+
+def _pipeline(model: str, env: dict[str, str]) -> Pipeline:
+    return parse(yaml.safe_load((PIPELINES / f"{model}.yaml").read_text()), env)
 
 
 def _topics(pipeline: Pipeline) -> dict[str, int]:
@@ -200,6 +203,7 @@ def _publish(servers: Servers, model: str, source: Path) -> None:
 
 async def _watch(servers: Servers, view: View, tally: Tally, console: Console) -> None:
     before, then = 0, time.monotonic()
+    batches = [(0.0, 0.0)]
     while True:
         await asyncio.sleep(1.0)
         if not servers.bridge.running:
@@ -207,13 +211,16 @@ async def _watch(servers: Servers, view: View, tally: Tally, console: Console) -
         now = time.monotonic()
         view.rate = (tally.accounted - before) / (now - then)
         before, then = tally.accounted, now
-        view.batch_size = await asyncio.to_thread(_mean_batch, str(servers.pipeline.observe.address))
+        batches.append(await asyncio.to_thread(_batches, str(servers.pipeline.observe.address)))
+        (count, events), (new_count, new_events) = batches[-2:]
+        view.batch_size = (new_events - events) / (new_count - count) if new_count > count else view.batch_size
         if not console.is_terminal:
             console.print(view.line(), soft_wrap=True, highlight=False)
 
 
-def _mean_batch(address: str) -> float:
-    with urllib.request.urlopen(f"http://{address}/metrics", timeout=5) as answer:
+def _batches(address: str) -> tuple[float, float]:
+    """How many batches the bridge has made so far, and of how many events."""
+    with urllib.request.urlopen(f"http://{address}/metrics", timeout=30) as answer:
         text = answer.read().decode()
     totals = {
         sample.name.removeprefix("headrace_batch_records_"): sample.value
@@ -222,7 +229,7 @@ def _mean_batch(address: str) -> float:
         for sample in family.samples
         if sample.name.endswith(("_sum", "_count"))
     }
-    return totals["sum"] / totals["count"] if totals.get("count") else 0.0
+    return totals["count"], totals["sum"]
 
 
 def _summary(tally: Tally, metric: str, seconds: float) -> dict[str, Any]:

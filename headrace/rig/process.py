@@ -3,7 +3,9 @@
 It ends with its parent too, even when that is killed: the kernel sends the signal.
 """
 
+import contextlib
 import ctypes
+import random
 import signal
 import socket
 import subprocess
@@ -17,6 +19,7 @@ from typing import Self
 from bridge.errors import HeadraceError
 
 _PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None)  # loaded here: between fork and exec nothing may take a lock
 _LOG_LINES = 15
 
 
@@ -29,15 +32,24 @@ def die_with_parent() -> None:
 
     For the kernel the parent is the thread that made the process: servers are started by the main thread.
     """
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def free_port() -> int:
-    """A TCP port that is free on loopback now."""
+    """A TCP port that is free on loopback now, below those that the kernel gives to outgoing connections."""
+    for port in random.sample(range(20_000, 32_000), 200):
+        if not listening(port):
+            with socket.socket() as probe, contextlib.suppress(OSError):
+                probe.bind(("127.0.0.1", port))
+                return port
+    raise ServerFailed("no free port on loopback between 20000 and 32000")
+
+
+def listening(port: int) -> bool:
+    """Whether something listens there."""
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+        probe.settimeout(1)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 class ServerProcess:
@@ -83,7 +95,8 @@ class ServerProcess:
             ServerFailed: it ended before, or `timeout` seconds have passed.
         """
         until = time.monotonic() + timeout
-        while not ready():
+        # It must run after the answer too: another server on its port may have given it.
+        while not (ready() and self.running):
             if not self.running:
                 raise ServerFailed(f"{self.name} ended with exit code {self._process.returncode}:\n{self.tail()}")
             if time.monotonic() > until:
@@ -103,10 +116,15 @@ class ServerProcess:
         """Until it ends by itself; its exit code."""
         return self._process.wait()
 
+    def terminate(self) -> None:
+        """Ask it to end, without waiting."""
+        if self.running:
+            self._process.terminate()
+
     def stop(self, timeout: float = 15.0) -> None:
         """End it: SIGTERM, and SIGKILL when it does not listen."""
         if self.running:
-            self._process.terminate()
+            self.terminate()
             try:
                 self._process.wait(timeout)
             except subprocess.TimeoutExpired:

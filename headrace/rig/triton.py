@@ -2,11 +2,11 @@
 
 import shutil
 import tempfile
+import uuid
 from pathlib import Path
 
 from bridge.errors import HeadraceError
-from headrace.rig.process import ServerFailed, ServerProcess, free_port
-from serving.errors import ServingError
+from headrace.rig.process import ServerFailed, ServerProcess, free_port, listening
 from serving.triton import TritonLaunch
 
 
@@ -29,7 +29,12 @@ class TritonRig:
         metrics_port: int = 0,
         models: tuple[str, ...] | None = None,
     ) -> None:
-        self._home = Path(tempfile.mkdtemp(prefix="headrace-triton-"))
+        for port in (grpc_port, http_port, metrics_port):
+            if port and listening(port):
+                raise HeadraceError(
+                    f"port {port} is taken; choose others with --grpc-port, --http-port, --metrics-port"
+                )
+        self._home = Path(tempfile.gettempdir()) / f"headrace-triton-{uuid.uuid4().hex[:12]}"
         self._launch = TritonLaunch(
             repository=repository.resolve(),
             home=self._home,
@@ -55,13 +60,11 @@ class TritonRig:
         """Start it without waiting for it.
 
         Raises:
-            HeadraceError: there is nothing to serve, or no Triton here.
+            ServingError: there is nothing to serve, or no Triton here.
         """
-        try:
-            command = self._launch.command()
-        except ServingError as error:
-            raise HeadraceError(str(error)) from None
-        self._process = ServerProcess("Triton", command, self._home / "server.log", self._launch.environment())
+        self._process = ServerProcess(
+            "Triton", self._launch.command(), self._home / "server.log", self._launch.environment()
+        )
 
     def wait_ready(self, timeout: float = 120.0) -> None:
         """Until every model is loaded.

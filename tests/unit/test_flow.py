@@ -209,6 +209,7 @@ def test_an_outage_pauses_the_intake_and_costs_no_event(virtual_time: asyncio.Ru
         assert w.metric("headrace_records_total", stage="source", outcome="consumed") <= 4 * 2 + 4 * 3 + 8
         assert w.metric("headrace_paused_partitions") == PARTITIONS
         assert len(w.server.calls) < 120
+        assert w.metric("headrace_queue_records", stage="intake") >= 4 * 3
         w.server.available = True
         await until(lambda: len(w.broker.records("results")) == 300, 30)
 
@@ -335,15 +336,14 @@ def test_a_rebalance_while_a_refused_batch_is_narrowed_during_an_outage(virtual_
 
 def test_an_abandoned_batch_lets_none_overtake(virtual_time: asyncio.Runner) -> None:
     w = world(batch={"max_events": 2, "in_flight": 4})
-    w.events([{"x": 0}, {"x": 1}], partition=1)
-    w.events([{"x": 8}, {"x": 9}], partition=0)
-    w.events([{"x": 2}, {"x": 3}], partition=1)
+    w.events([{"x": 0}, {"x": 1}], partition=0)
+    w.events([{"x": 8}, {"x": 9}], partition=1)
     ask = w.server.infer
 
     async def by_value(model: Any, rows: Any, count: int, outputs: Any) -> Any:
         first = np.frombuffer(rows["x"][0], "<f8")[0]
         if first == 8:
-            w.source.epochs["events", 0].alive = False
+            w.source.epochs["events", 1].alive = False
             raise InferenceError(Disposition.RETRY, "UNAVAILABLE", "gone")
         await asyncio.sleep(5 if first == 0 else 0)
         return await ask(model, rows, count, outputs)
@@ -351,10 +351,48 @@ def test_an_abandoned_batch_lets_none_overtake(virtual_time: asyncio.Runner) -> 
     w.server.infer = by_value  # type: ignore[method-assign]
 
     async def body() -> None:
+        await until(lambda: w.metric("headrace_in_flight_batches") == 2)
+        await asyncio.sleep(1)  # the second has been given up, the first is still under way
+        w.events([{"x": 2}, {"x": 3}], partition=0)
         await until(lambda: len(w.broker.records("results")) == 4)
 
     virtual_time.run(flowing(w, body))
-    assert [key for key, _ in w.results()] == [b"1-0", b"1-1", b"1-2", b"1-3"]
+    assert [key for key, _ in w.results()] == [b"0-0", b"0-1", b"0-2", b"0-3"]
+
+
+def test_results_that_come_after_their_partition_has_gone_are_dropped(virtual_time: asyncio.Runner) -> None:
+    w = world(batch={"max_events": 4, "in_flight": 2})
+    w.events([{"x": n} for n in range(20)])
+    slowly(w, lambda: 10.0)
+
+    async def body() -> None:
+        await until(lambda: w.metric("headrace_in_flight_batches") == 2)
+        await w.source.rebalance(timeout=1)
+        await until(lambda: w.committed()[0] == 20)
+
+    virtual_time.run(flowing(w, body))
+    assert w.results() == [(f"0-{n}".encode(), 2.0 * n) for n in range(20)]
+    assert w.metric("headrace_records_total", stage="source", outcome="dropped") == 8
+
+
+def test_a_model_that_is_slow_to_fail_is_not_called_ready_in_between(virtual_time: asyncio.Runner) -> None:
+    w = world()
+    w.health.model_ready = True
+    w.events([{"x": 1}])
+
+    async def hang(*_: Any) -> Any:
+        await asyncio.sleep(30)
+        raise InferenceError(Disposition.RETRY, "DEADLINE_EXCEEDED", "too slow")
+
+    w.server.infer = hang  # type: ignore[method-assign]
+
+    async def body() -> None:
+        await until(lambda: not w.health.model_ready)
+        for _ in range(200):
+            await asyncio.sleep(1)
+            assert not w.health.model_ready
+
+    virtual_time.run(flowing(w, body))
 
 
 def test_a_failure_commits_what_is_finished_and_leaves(virtual_time: asyncio.Runner) -> None:

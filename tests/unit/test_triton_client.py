@@ -113,6 +113,8 @@ def test_calls_go_round_all_addresses() -> None:
     with v2_server(lambda x: x) as (one, first), v2_server(lambda x: x) as (two, second):
         ask(f"ipv4:{first},{second}", calls=40)
         assert min(one.calls, two.calls) >= 15
+        port = first.rpartition(":")[2]
+        assert len(ask(f"dns:///localhost:{port}", calls=3)) == 3
 
 
 def test_mutual_tls(tmp_path: Path) -> None:

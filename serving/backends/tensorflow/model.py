@@ -38,6 +38,8 @@ class TritonPythonModel:
         folder = _newest_version(Path(pb_utils.get_model_dir()))
         signature = read_signature(saved_model_folder(folder), _parameter(config, "signature", DEFAULT_SIGNATURE))
         batches = signature.batches and (config["max_batch_size"] > 0 or not (config["input"] or config["output"]))
+        if config["max_batch_size"] > 0 and not signature.batches:
+            raise ServingError(f"{folder}: max_batch_size is set, but not every tensor has a batch dimension")
         if batches and config["max_batch_size"] == 0:
             auto_complete_model_config.set_max_batch_size(MAX_BATCH_SIZE)
             auto_complete_model_config.set_dynamic_batching()
@@ -75,23 +77,39 @@ class TritonPythonModel:
 
     def execute(self, requests):
         """One response for each request, joined into as few calls as their shapes allow."""
-        inputs = [self._read(request) for request in requests]
-        answers = run_joined(inputs, self._runner.run, batches=self._batches)
+        inputs = [_or_error(self._read, request) for request in requests]
+        readable = [place for place, item in enumerate(inputs) if not isinstance(item, Exception)]
+        answers = list(inputs)
+        joined = run_joined([inputs[place] for place in readable], self._runner.run, batches=self._batches)
+        for place, answer in zip(readable, joined, strict=True):
+            answers[place] = answer
         return [self._respond(request, answer) for request, answer in zip(requests, answers, strict=True)]
 
     def _read(self, request):
         return {name: pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in self._inputs}
 
     def _respond(self, request, answer):
-        if isinstance(answer, Exception):
-            return pb_utils.InferenceResponse(error=_error(answer))
+        tensors = answer if isinstance(answer, Exception) else _or_error(self._tensors, request, answer)
+        if isinstance(tensors, Exception):
+            return pb_utils.InferenceResponse(error=_error(tensors))
+        return pb_utils.InferenceResponse(output_tensors=tensors)
+
+    def _tensors(self, request, answer):
         tensors = []
         for name in request.requested_output_names():
             array = answer[name]
             if array.ndim == self._outputs[name] - 1:
                 array = array.reshape(*array.shape, 1)
             tensors.append(pb_utils.Tensor(name, array))
-        return pb_utils.InferenceResponse(output_tensors=tensors)
+        return tensors
+
+
+def _or_error(function, *arguments):
+    """What it returns, or the error it raises: an error belongs to its request and to no other."""
+    try:
+        return function(*arguments)
+    except Exception as error:
+        return error
 
 
 def _newest_version(folder):
