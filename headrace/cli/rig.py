@@ -7,16 +7,12 @@ import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from headrace.rig.process import die_with_parent
-
-if TYPE_CHECKING:
-    from headrace.rig.kafka import KafkaCluster
-    from headrace.rig.triton import TritonRig
+from headrace.rig.process import Rig, die_with_parent
 
 
 def add(app: typer.Typer) -> None:
@@ -84,7 +80,7 @@ class _Stopped(BaseException):
     """SIGTERM or Ctrl-C; no Exception, so that nothing on the way takes it for a failure."""
 
 
-def _serve(name: str, server: "KafkaCluster | TritonRig", address: Callable[[], str], status: Console) -> None:
+def _serve(name: str, server: Rig, address: Callable[[], str], status: Console) -> None:
     def stopped(*_: object) -> None:
         # From here on, signals wait: the end must not be interrupted half-way.
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -115,9 +111,9 @@ def _topic(text: str) -> tuple[str, int]:
 
 def _mock(why: str, mock_cluster: Callable[[], AbstractContextManager[str]], status: Console) -> None:
     status.print(
-        f"NOTICE: this is NOT a real Kafka. {why}. In its place runs librdkafka's mock cluster: no transactions, "
-        "nothing on disk, its own port (--port, --data, --brokers and --topic have no effect), and not every request is known. "
-        "Good for a first look, for nothing else.",
+        f"NOTICE: this is NOT a real Kafka. {why}.\n"
+        "In its place runs librdkafka's mock cluster: no transactions, nothing on disk, a port of its own (--port, --data, "
+        "--brokers and --topic do nothing), and not every request is known. Good for a first look, for nothing else.",
         style="bold red",
     )
     die_with_parent()

@@ -18,7 +18,7 @@ from aiokafka.errors import KafkaError
 
 from bridge.errors import HeadraceError
 from bridge.observe.logs import silence_clients
-from headrace.rig.process import ServerFailed, ServerProcess, free_port, listening
+from headrace.rig.process import Rig, ServerFailed, ServerProcess, free_port, listening
 
 VERSION = "4.1.1"
 COORDINATE = f"org.apache.kafka:kafka_2.13:{VERSION}"
@@ -85,7 +85,7 @@ class Node:
     controller_port: int
 
 
-class KafkaCluster:
+class KafkaCluster(Rig):
     """Brokers on loopback; a context manager.
 
     Args:
@@ -220,18 +220,6 @@ class KafkaCluster:
             "auto.create.topics.enable": "false",
             **self._properties,
         }
-
-    def __enter__(self) -> "KafkaCluster":
-        try:
-            self.launch()
-            self.wait_ready()
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
 
     def __repr__(self) -> str:
         return f"<KafkaCluster {self.bootstrap_servers} {list(self._processes.values())}>"

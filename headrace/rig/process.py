@@ -11,6 +11,7 @@ import socket
 import subprocess
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -143,3 +144,43 @@ class ServerProcess:
 
     def __repr__(self) -> str:
         return f"<ServerProcess {self.name} pid={self.pid} {'running' if self.running else 'ended'}>"
+
+
+class Rig(ABC):
+    """A server of one or more processes; a context manager that has it ready inside."""
+
+    @abstractmethod
+    def launch(self) -> None:
+        """Start it without waiting for it."""
+
+    @abstractmethod
+    def wait_ready(self) -> None:
+        """Until clients can use it.
+
+        Raises:
+            ServerFailed: with the last lines of its log.
+        """
+
+    @abstractmethod
+    def wait(self) -> None:
+        """Until it ends by itself.
+
+        Raises:
+            ServerFailed: always, with the last lines of its log.
+        """
+
+    @abstractmethod
+    def stop(self) -> None:
+        """End it, and remove what it leaves behind."""
+
+    def __enter__(self) -> Self:
+        try:
+            self.launch()
+            self.wait_ready()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()

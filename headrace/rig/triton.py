@@ -6,11 +6,11 @@ import uuid
 from pathlib import Path
 
 from bridge.errors import HeadraceError
-from headrace.rig.process import ServerFailed, ServerProcess, free_port, listening
+from headrace.rig.process import Rig, ServerFailed, ServerProcess, free_port, listening
 from serving.triton import TritonLaunch
 
 
-class TritonRig:
+class TritonRig(Rig):
     """One tritonserver.
 
     Args:
@@ -88,18 +88,6 @@ class TritonRig:
         if self._process is not None:
             self._process.stop()
         shutil.rmtree(self._home, ignore_errors=True)
-
-    def __enter__(self) -> "TritonRig":
-        try:
-            self.launch()
-            self.wait_ready()
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
 
     def __repr__(self) -> str:
         return f"<TritonRig {self.address} {self._process}>"
