@@ -56,13 +56,16 @@ async def run(config: Pipeline, on_ready: Callable[[], None]) -> None:
     if observe:
         log.info("observing", address=observe.address)
     server = model_server(config)
-    pulse = asyncio.create_task(_pulse(health, telemetry), name="pulse")
     try:
-        flow = await _unless(stop, _prepare(config, server, telemetry, health, on_ready))
-        if flow is not None:
-            await flow.run(stop)
+        async with asyncio.TaskGroup() as tasks:
+            pulse = tasks.create_task(_pulse(health, telemetry), name="pulse")
+            flow = await _unless(stop, _prepare(config, server, telemetry, health, on_ready))
+            if flow is not None:
+                await flow.run(stop)
+            pulse.cancel()
+    except BaseExceptionGroup as group:
+        raise first_cause(group) from None
     finally:
-        pulse.cancel()
         await server.close()
         if observe:
             observe.close()

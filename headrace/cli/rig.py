@@ -112,8 +112,9 @@ def _topic(text: str) -> tuple[str, int]:
 def _mock(why: str, mock_cluster: Callable[[], AbstractContextManager[str]], status: Console) -> None:
     status.print(
         f"NOTICE: this is NOT a real Kafka. {why}.\n"
-        "In its place runs librdkafka's mock cluster: no transactions, nothing on disk, a port of its own (--port, --data, "
-        "--brokers and --topic do nothing), and not every request is known. Good for a first look, for nothing else.",
+        "In its place runs librdkafka's mock cluster: no transactions, nothing on disk, a port of its own (--port, "
+        "--data, --brokers and --topic do nothing), and not every request is known. Good for a first look, "
+        "for nothing else.",
         style="bold red",
     )
     die_with_parent()
