@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -207,8 +208,9 @@ def test_kafka_runs_until_it_is_stopped(number: signal.Signals, tmp_path: Path) 
     process.communicate()
 
 
-def test_servers_end_with_a_killed_parent(models: Path) -> None:
-    process = start("serve", str(models), "--grpc-port", "0", "--http-port", "0", "--metrics-port", "0")
+def test_servers_end_with_a_killed_parent(models: Path, tmp_path: Path) -> None:
+    shutil.copytree(models / "log", tmp_path / "log")
+    process = start("serve", str(tmp_path), "--grpc-port", "0", "--http-port", "0", "--metrics-port", "0")
     assert process.stdout.readline().startswith("ready 127.0.0.1:")
     servers = children(process.pid)
     assert servers
