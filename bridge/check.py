@@ -1,5 +1,6 @@
 """`headrace check`: what in a configuration does not fit the live model, topics and events."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -9,7 +10,7 @@ from aiokafka.errors import KafkaError
 from bridge.config import Pipeline
 from bridge.errors import ConfigError, PipelineStopped
 from bridge.infer import Disposition, InferenceError, ModelServer
-from bridge.kafka import client_options, describe_topics, sentence
+from bridge.kafka import client_options, describe_topics, sentence, stop_client
 from bridge.plan import Plan, check_topics
 
 SAMPLE = 20
@@ -53,7 +54,8 @@ async def _check_model(config: Pipeline, server: ModelServer, report: Report) ->
         if error.disposition is Disposition.RETRY:
             report.unreachable.append(f"model.address: {error}")
         else:
-            report.problems.append(f"model.name: {error}")
+            key = "model.name" if config.model.version == "latest" else "model.version"
+            report.problems.append(f"{key}: {error}")
         return None
     tensors = f"inputs {', '.join(map(str, model.inputs))}; outputs {', '.join(map(str, model.outputs))}"
     report.facts.append(f"model {model.name!r} is ready in version {', '.join(model.versions) or '?'}: {tensors}")
@@ -77,7 +79,7 @@ async def _check_kafka(config: Pipeline, plan: Plan | None, report: Report) -> N
         topics = await describe_topics(config.kafka, names)
         problems = check_topics(config, topics)
         report.problems += problems
-        report.facts += [f"topic {t.name!r} has {t.partitions} partitions" for t in topics.values() if t is not None]
+        report.facts += [f"topic {t.name!r}: partitions {t.partitions}" for t in topics.values() if t is not None]
         if plan is not None:
             for name in config.source.topics:
                 topic = topics[name]
@@ -97,8 +99,11 @@ def _check_events(plan: Plan, topic: str, values: Sequence[bytes | None], report
     if not rejects:
         report.facts.append(f"the last {len(values)} events of {topic!r} fit the model")
         return
-    text = f"{len(rejects)} of the last {len(values)} events of {topic!r} do not fit model {plan.model.name!r}"
-    text = f"{text}: {rejects[0].error}"
+    (error, count), *_ = Counter(reject.error for reject in rejects).most_common(1)
+    text = (
+        f"model.inputs: {len(rejects)} of the last {len(values)} events of {topic!r} do not fit model "
+        f"{plan.model.name!r}, {count} of them because {error}"
+    )
     (report.problems if len(rejects) == len(values) else report.warnings).append(text)
 
 
@@ -121,5 +126,5 @@ async def _sample(config: Pipeline, topic: str, partitions: int) -> list[bytes |
             if len(values) >= SAMPLE:
                 break
     finally:
-        await consumer.stop()
+        await stop_client(consumer, 5.0)
     return values[:SAMPLE]

@@ -10,7 +10,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from bridge.config import Pipeline
 from bridge.errors import HeadraceError
-from bridge.kafka import client_options, describe_topics
+from bridge.kafka import client_options, describe_topics, stop_client
 from bridge.letters import PREFIX
 
 
@@ -107,7 +107,7 @@ async def _reader(config: Pipeline) -> AsyncIterator[tuple[AIOKafkaConsumer, lis
         await consumer.start()
         yield consumer, [TopicPartition(topic, number) for number in range(found.partitions)]
     finally:
-        await consumer.stop()
+        await stop_client(consumer, 5.0)
 
 
 def _letter(record: Any) -> DeadLetter:

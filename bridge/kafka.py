@@ -1,5 +1,6 @@
 """What consumer, producer and admin client share: how to reach the brokers, and which errors cannot heal."""
 
+import asyncio
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,6 +166,20 @@ async def _max_message_bytes(admin: AIOKafkaAdminClient, names: list[str]) -> di
     return limits
 
 
+async def stop_client(client: Any, timeout: float) -> str | None:
+    """Stop a consumer or producer; what went wrong, or None.
+
+    In a task of its own: the client's stop can hang, and lets a cancellation of its inner tasks out.
+    """
+    stopping = asyncio.create_task(client.stop(), name="stop client")
+    await asyncio.wait({stopping}, timeout=timeout)
+    if not stopping.done():
+        stopping.cancel()
+        return f"not within {timeout:.0f} s"
+    error = None if stopping.cancelled() else stopping.exception()
+    return None if error is None else str(error) or type(error).__name__
+
+
 def sentence(error: BaseException, kafka: Kafka) -> str:
     """What a Kafka error means to a user, in one sentence."""
     where = f"Kafka at {kafka.bootstrap_servers}"
@@ -177,6 +192,8 @@ def sentence(error: BaseException, kafka: Kafka) -> str:
             return f"{where} does not allow this user to use the topic {' '.join(map(str, error.args))}"
         case GroupAuthorizationFailedError():
             return f"{where} does not allow this user to use the consumer group {' '.join(map(str, error.args))}"
+        case KafkaConnectionError():
+            return f"{where} does not answer; is it running, and is kafka.bootstrap_servers right?"
         case _:
             detail = " ".join(str(error).split())
             return f"{where} does not answer: {detail or type(error).__name__}"

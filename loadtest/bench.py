@@ -36,6 +36,7 @@ from headrace.rig.triton import TritonRig
 
 FEATURES = 30
 PARTITIONS = 6
+ROOT = Path(__file__).parents[1]
 MODEL = """
 import numpy as np, sys, tensorflow as tf
 rng = np.random.default_rng(1)
@@ -103,7 +104,7 @@ Start = Callable[[str, str, str, Path], ServerProcess]
 
 def _copy(bootstrap: str, source: str, target: str, home: Path) -> ServerProcess:
     command = [sys.executable, "-m", "loadtest.copy_topic", bootstrap, source, target, target]
-    return ServerProcess("the copy", command, home / f"{target}.log")
+    return ServerProcess("the copy", command, home / f"{target}.log", {**os.environ, "PYTHONPATH": str(ROOT)})
 
 
 def _bridge(model: str, form: str, home: Path) -> Start:

@@ -33,7 +33,14 @@ def load(path: Path, env: Mapping[str, str] = os.environ) -> Pipeline:
     try:
         document = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+        mark = getattr(error, "problem_mark", None)
+        place = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        reason = getattr(error, "problem", None) or " ".join(str(error).split())
+        raise ConfigError(
+            f"{path}: not valid YAML{place}: {reason}; a ${{VAR}} within braces needs quotes"
+            if "${" in text
+            else f"{path}: not valid YAML{place}: {reason}"
+        ) from None
     if not isinstance(document, dict):
         raise ConfigError(f"{path}: the configuration must be a mapping of keys; headrace init writes a skeleton")
     return parse(document, env, where=str(path))
@@ -111,13 +118,18 @@ def _sentence(kind: str, message: str, path: list[Any], value: Any, context: dic
             return "required, but not set"
         case "literal_error":
             nearest = difflib.get_close_matches(str(value), re.findall(r"'([^']+)'", context["expected"]), n=1)
-            hint = f"; did you mean {nearest[0]}?" if nearest else ""
+            hint = f"; did you mean {nearest[0]}?" if nearest and nearest[0] != str(value) else ""
+            hint = hint if "," in context["expected"] or " or " in context["expected"] else ""
             return f"{value!r} is not one of {context['expected'].replace(chr(39), '')}{hint}"
         case "value_error":
             reason = message.removeprefix("Value error, ")
             return reason if isinstance(value, dict | BaseModel) else f"{value!r}: {reason}"
         case "model_type" | "model_attributes_type":
             return f"{value!r} is not a section; write its keys below it"
+        case "list_type":
+            return f"{value!r} is not a list; write [{value}]"
+        case "int_type" | "int_parsing" | "int_from_float":
+            return f"{value!r} is not a whole number"
         case "string_pattern_mismatch":
             return f"{value!r} does not match {context['pattern']}"
         case _:

@@ -22,8 +22,8 @@ def _addresses(text: str) -> str:
 
 def _address(text: str) -> str:
     host, _, port = text.rpartition(":")
-    if not host or not port.isdigit() or int(port) > 65_535:
-        raise ValueError("an address is host:port, such as localhost:9092")
+    if not host or "/" in host or not port.isdigit() or int(port) > 65_535:
+        raise ValueError("an address is host:port")
     return text
 
 
@@ -223,7 +223,7 @@ class Result(Section):
     topic: TopicName = Field(examples=["fraud-scores"])
     """Topic of the results."""
     copy_fields: list[str] = Field(default=[], alias="copy")
-    """Fields of the event repeated in the result (json events only)."""
+    """Fields of the event repeated in the result (json events only); null where an event lacks one."""
     partition: Literal["source", "key"] = "source"
     """source: the number of the event's own partition. key: Kafka's default partitioner over the event's key."""
     alert: Alert | None = None

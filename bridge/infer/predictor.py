@@ -73,6 +73,7 @@ class Predictor:
         self._health = health
         self._rng = rng
         self._calls = 0
+        self._version = ""
         self._open = 0  # batches that are being asked, or wait to be asked again
 
     async def predict(self, decoded: Decoded, abandoned: Callable[[], bool]) -> Predicted:
@@ -166,6 +167,7 @@ class Predictor:
             else:
                 self._record(started, prediction.version, "OK")
                 self._answers()
+                self._follow(prediction.version)
                 return Part(rows, prediction, attempts)
 
     async def _same_signature(self) -> None:
@@ -199,6 +201,11 @@ class Predictor:
         if not self._health.model_ready:
             self._health.model_ready = True
             log.info("model_answers")
+
+    def _follow(self, version: str) -> None:
+        if version != self._version:
+            log.info("model_version", model=self._model.name, before=self._version or None, now=version)
+            self._version = version
 
     def _record(self, started: float, version: str, code: str) -> None:
         self._telemetry.inference(self._model.name, version, code).observe(time.perf_counter() - started)

@@ -10,7 +10,6 @@ import random
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import structlog
 from aiokafka import AIOKafkaProducer
@@ -26,7 +25,7 @@ from aiokafka.producer.message_accumulator import BatchBuilder
 
 from bridge.config.model import Kafka
 from bridge.errors import PipelineStopped
-from bridge.kafka import FATAL, client_options, sentence
+from bridge.kafka import FATAL, client_options, sentence, stop_client
 from bridge.observe.telemetry import Telemetry
 from bridge.receipt import Receipt
 from bridge.retry import Backoff
@@ -153,12 +152,12 @@ class KafkaSink:
                     await asyncio.sleep(backoff.next())
                 finally:
                     if self._producer is not producer:
-                        await _stop(producer, _STOP_TIMEOUT)
+                        await stop_client(producer, _STOP_TIMEOUT)
 
     async def _discard(self, timeout: float) -> None:
         producer, self._producer = self._producer, None
         if producer is not None:
-            await _stop(producer, timeout)
+            await stop_client(producer, timeout)
 
     def _count(self, change: int) -> None:
         self.queued += change
@@ -237,11 +236,3 @@ def _fill(builder: BatchBuilder, chunks: Sequence[_Chunk]) -> int:
                 return count
             count += 1
     return count
-
-
-async def _stop(producer: Any, timeout: float) -> None:
-    try:
-        async with asyncio.timeout(timeout):
-            await producer.stop()
-    except (KafkaError, TimeoutError) as error:
-        log.debug("producer_stop_failed", error=str(error) or type(error).__name__)

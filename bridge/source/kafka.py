@@ -24,7 +24,7 @@ from aiokafka.errors import (
 
 from bridge.config import Pipeline
 from bridge.errors import PipelineStopped
-from bridge.kafka import FATAL, client_options, sentence
+from bridge.kafka import FATAL, client_options, sentence, stop_client
 from bridge.observe.telemetry import Telemetry
 from bridge.offsets import PartitionEpoch
 from bridge.record import Segment
@@ -151,14 +151,9 @@ class KafkaSource:
         """See `Source`."""
         if self._settler:
             self._settler.cancel()
-        # A task of its own: the client's stop can hang, and lets a cancellation of its inner tasks out.
-        stopping = asyncio.create_task(self._consumer.stop(), name="leave")
-        await asyncio.wait({stopping}, timeout=_CALL_TIMEOUT)
-        if not stopping.done():
-            stopping.cancel()
-            log.warning("leave_failed", error=f"not within {_CALL_TIMEOUT:.0f} s")
-        elif not stopping.cancelled() and stopping.exception():
-            log.warning("leave_failed", error=str(stopping.exception()))
+        problem = await stop_client(self._consumer, _CALL_TIMEOUT)
+        if problem:
+            log.warning("leave_failed", error=problem)
 
     async def revoked(self) -> None:
         """The group takes all partitions back: finish, commit, and only then let go of the epochs."""

@@ -14,6 +14,7 @@ from bridge.dead_letters import DeadLetter, read_dead_letter, read_dead_letters
 from bridge.errors import HeadraceError
 from bridge.kafka import sentence
 from bridge.observe.logs import silence_clients
+from bridge.observe.telemetry import DEAD_LETTER_REASONS
 from headrace.cli.output import JsonOption, print_json, print_table
 from headrace.cli.pipeline import ConfigArgument
 
@@ -30,6 +31,9 @@ def list_letters(
     """List the dead letters of a pipeline."""
     silence_clients()
     pipeline = load(config)
+    if reason is not None and reason not in DEAD_LETTER_REASONS:
+        known = ", ".join(DEAD_LETTER_REASONS)
+        raise typer.BadParameter(f"{reason!r} is no reason; there are {known}", param_hint="--reason")
     letters, reasons = asyncio.run(_collect(pipeline, limit, reason))
     if as_json:
         print_json(

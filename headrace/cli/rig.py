@@ -7,12 +7,16 @@ import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
 from headrace.rig.process import Rig, die_with_parent
+
+
+def _port(what: str) -> Any:
+    return typer.Option(min=0, max=65535, help=what)
 
 
 def add(app: typer.Typer) -> None:
@@ -22,17 +26,19 @@ def add(app: typer.Typer) -> None:
 
 
 def kafka(
-    port: Annotated[int, typer.Option(help="Port of the first broker; 0 takes a free one.")] = 9092,
+    port: Annotated[int, _port("Port of the first broker; 0 takes a free one.")] = 9092,
     data: Annotated[Path | None, typer.Option(help="Keep the topics in this folder; else they go away.")] = None,
     brokers: Annotated[int, typer.Option(min=1, max=9, help="How many brokers.")] = 1,
     topic: Annotated[
-        list[str] | None, typer.Option(metavar="NAME:PARTITIONS", help="Create this topic; may be given several times.")
+        list[str] | None,
+        typer.Option(metavar="NAME:PARTITIONS", help="Create this topic; may be given several times."),
     ] = None,
     fetch: Annotated[bool, typer.Option("--fetch", help="Only get what is needed to start later, then exit.")] = False,
 ) -> None:
     """Run a real Apache Kafka on this machine. Prints `ready HOST:PORT` once clients can use it.
 
-    Where no Java can run it falls back to a mock, and says so.
+    It stays in the foreground, and ends with the shell that started it unless that used nohup. Where no Java can run
+    it falls back to a mock, and says so.
     """
     from bridge.config.model import Kafka as KafkaSection
     from headrace.rig.kafka import KafkaCluster, KafkaUnavailable, fetch_jars, java, mock_cluster
@@ -65,15 +71,24 @@ def kafka(
 
 def serve(
     repository: Annotated[Path, typer.Argument(metavar="REPOSITORY", help="The folder of models.")],
-    grpc_port: Annotated[int, typer.Option(help="Port of the gRPC service; 0 takes a free one.")] = 8001,
-    http_port: Annotated[int, typer.Option(help="Port of HTTP and health; 0 takes a free one.")] = 8000,
-    metrics_port: Annotated[int, typer.Option(help="Port of Triton's own metrics; 0 takes a free one.")] = 8002,
+    grpc_port: Annotated[int, _port("Port of the gRPC service; 0 takes a free one.")] = 8001,
+    http_port: Annotated[int, _port("Port of HTTP and health; 0 takes a free one.")] = 8000,
+    metrics_port: Annotated[int, _port("Port of Triton's own metrics; 0 takes a free one.")] = 8002,
 ) -> None:
-    """Run a real Triton over a model repository. Prints `ready HOST:PORT` (gRPC) once every model is loaded."""
+    """Run a real Triton over a model repository. Prints `ready HOST:PORT` (gRPC) once every model is loaded.
+
+    It stays in the foreground, and ends with the shell that started it unless that used nohup.
+    """
     from headrace.rig.triton import TritonRig
 
     rig = TritonRig(repository, grpc_port, http_port, metrics_port)
     _serve("Triton", rig, lambda: rig.address, Console(stderr=True))
+
+
+def _end_with_parent() -> None:
+    """A server that a terminal or a script has started ends with it; nohup says that it should not."""
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        die_with_parent()
 
 
 class _Stopped(BaseException):
@@ -87,7 +102,7 @@ def _serve(name: str, server: Rig, address: Callable[[], str], status: Console) 
             signal.signal(number, signal.SIG_IGN)
         raise _Stopped
 
-    die_with_parent()
+    _end_with_parent()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stopped)
     try:
@@ -117,7 +132,7 @@ def _mock(why: str, mock_cluster: Callable[[], AbstractContextManager[str]], sta
         "for nothing else.",
         style="bold red",
     )
-    die_with_parent()
+    _end_with_parent()
     until = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: until.set())

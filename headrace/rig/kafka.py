@@ -102,7 +102,7 @@ class KafkaCluster(Rig):
         self._java = java()
         self._jars = ":".join(map(str, fetch_jars()))
         self._own = data is None
-        self._data = data or Path(tempfile.gettempdir()) / f"headrace-kafka-{uuid.uuid4().hex[:12]}"
+        self._data = data.resolve() if data else Path(tempfile.gettempdir()) / f"headrace-kafka-{uuid.uuid4().hex[:12]}"
         self._properties = properties or {}
         self.nodes = [Node(n, port + n - 1 if port else free_port(), free_port()) for n in range(1, brokers + 1)]
         for node in self.nodes if port else []:

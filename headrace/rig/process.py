@@ -59,7 +59,8 @@ class ServerProcess:
     Args:
         name: for messages.
         command: its command line.
-        log: file that takes its output.
+        log: file that takes its output; its folder is the server's working folder, so that nothing in ours, such as a
+            model.py, gets in its way.
         env: its environment; ours when None.
     """
 
@@ -73,6 +74,7 @@ class ServerProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
+                cwd=log.parent,
                 env=None if env is None else dict(env),
                 # Its own session, so that Ctrl-C in the terminal reaches us alone and we end it in order.
                 start_new_session=True,

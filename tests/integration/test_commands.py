@@ -67,7 +67,14 @@ def test_a_wrong_file_is_exit_2_and_a_sentence(tmp_path: Path, command: list[str
 
 
 def test_usage_errors_are_exit_2() -> None:
-    for arguments in (["nonsense"], ["run"], ["demo", "--model", "none"], ["kafka", "--brokers", "0"]):
+    for arguments in (
+        ["nonsense"],
+        ["run"],
+        ["demo", "--model", "none"],
+        ["kafka", "--brokers", "0"],
+        ["kafka", "--port", "99999"],
+        ["kafka", "--topic", "x"],
+    ):
         done = headrace(*arguments)
         assert (done.returncode, "Traceback" in done.stderr) == (2, False)
 
@@ -89,7 +96,7 @@ def test_check_says_what_fits_and_what_does_not(broker: Broker, triton: TritonRi
 
     for model, name, sections, sentence in (
         ({}, "none", {}, "model.name: model 'none' at"),
-        ({"version": 9}, "dense", {}, "model.name: model 'dense' version 9 at"),
+        ({"version": 9}, "dense", {}, "model.version: model 'dense' version 9 at"),
         ({"inputs": {"feature": fields}}, "dense", {}, "model.inputs.feature: model 'dense' has no input of that name; it has features"),
         ({"inputs": {"features": fields[:29]}}, "dense", {}, "29 fields"),
         ({"outputs": {"score": "sore"}}, "dense", {}, "model.outputs.score: model 'dense' has no output 'sore'; it has score"),
@@ -106,11 +113,11 @@ def test_check_says_what_fits_and_what_does_not(broker: Broker, triton: TritonRi
     broker.produce(topics["events"], [(0, b"k", json.dumps(dict.fromkeys(fields, "text")).encode())])
     code, out, err = check({"inputs": {"features": fields}})
     assert code == 2
-    assert "field 'f0' is a string, but tensor 'features' (FP32) needs a number" in err
+    assert "1 of them because field 'f0' is a string, but tensor 'features' (FP32) needs a number" in err
     broker.produce(topics["events"], [(0, b"k", json.dumps(dict.fromkeys(fields, 1)).encode())])
     code, out, err = check({"inputs": {"features": fields}})
     assert code == 0
-    assert "warning: 1 of the last 2 events" in out
+    assert "warning: model.inputs: 1 of the last 2 events" in out
 
 
 def test_check_tells_unreachable_from_wrong(broker: Broker, triton: TritonRig, tmp_path: Path) -> None:
@@ -161,6 +168,10 @@ def test_dead_letters_are_listed_and_shown(broker: Broker, triton: TritonRig, tm
     assert headrace("dlq", "show", path, "0/99").returncode == 1
     assert "offsets there: 0 to 1" in headrace("dlq", "show", path, "0/99").stderr
     assert headrace("dlq", "show", path, "x").returncode == 2
+    nowhere = headrace("dlq", "show", path, "7/0")
+    assert (nowhere.returncode, "Traceback" in nowhere.stderr) == (1, False)
+    assert "has no partition 7; it has 1" in nowhere.stderr
+    assert headrace("dlq", "list", "--reason", "nonsense", path).returncode == 2
 
 
 def test_models_are_listed(models: Path, triton: TritonRig, tmp_path: Path) -> None:
@@ -175,10 +186,9 @@ def test_models_are_listed(models: Path, triton: TritonRig, tmp_path: Path) -> N
     assert headrace("models", "list", "--server", "127.0.0.1:1", str(models)).returncode == 1
 
 
-def start(*arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+def start(*arguments: str, cwd: Path | None = None) -> subprocess.Popen[str]:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen([COMMAND, *arguments], text=True, start_new_session=True, cwd=cwd, **pipes)
 
 
 def children(pid: int) -> set[int]:
@@ -209,8 +219,10 @@ def test_kafka_runs_until_it_is_stopped(number: signal.Signals, tmp_path: Path) 
 
 
 def test_servers_end_with_a_killed_parent(models: Path, tmp_path: Path) -> None:
-    shutil.copytree(models / "log", tmp_path / "log")
-    process = start("serve", str(tmp_path), "--grpc-port", "0", "--http-port", "0", "--metrics-port", "0")
+    shutil.copytree(models / "log", tmp_path / "models" / "log")
+    (tmp_path / "model.py").write_text("")  # a user's script, which Triton's Python backend must not take for its own
+    ports = ("--grpc-port", "0", "--http-port", "0", "--metrics-port", "0")
+    process = start("serve", "models", *ports, cwd=tmp_path)
     assert process.stdout.readline().startswith("ready 127.0.0.1:")
     servers = children(process.pid)
     assert servers
@@ -232,6 +244,18 @@ def test_the_rig_ends_when_its_own_parent_does() -> None:
     parent.communicate()
     until(lambda: gone(servers), 30)
     assert address
+
+
+def test_nohup_keeps_the_rig_running() -> None:
+    script = f"trap '' HUP; {COMMAND} kafka --port 0 & echo $!"
+    shell = subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    pid = int(shell.stdout.readline())
+    assert shell.stdout.readline().startswith("ready 127.0.0.1:")
+    assert shell.wait(10) == 0  # the shell has ended before
+    assert psutil.pid_exists(pid)
+    servers = {pid, *children(pid)}
+    os.kill(pid, signal.SIGTERM)
+    until(lambda: gone(servers), 30)
 
 
 def test_a_server_that_cannot_start_says_why(tmp_path: Path, kafka: KafkaCluster) -> None:
