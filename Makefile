@@ -1,6 +1,7 @@
 # Everything a developer or a new user types. `make` alone lists it.
 # Triton's wheel needs numpy 1, which ends with Python 3.12.
-PYTHON ?= $(shell command -v python3.12 || command -v python3.11 || echo python3)
+PYTHON ?= $(shell for name in python3 python3.12 python3.11; do \
+  $$name -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null && echo $$name && break; done)
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
@@ -43,7 +44,7 @@ clean: ## remove the environment and every cache inside this folder
 
 # The environment: made once, and again only when what it is made from changes.
 $(READY): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' || \
+	@[ -n "$(PYTHON)" ] || \
 	  { echo "The demo and the tests need Python 3.11 or 3.12; name one with: make PYTHON=/path/to/python3.12 …" >&2; exit 1; }
 	@echo "Making the environment in $(VENV) (once; a few minutes) …"
 	@"$(PYTHON)" -m venv --clear $(VENV)
