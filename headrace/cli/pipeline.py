@@ -101,8 +101,8 @@ def _guarantee(pipeline: Pipeline) -> dict[str, str]:
         ),
         "replay_window": (
             f"after a crash, what was finished in the last {format_duration(pipeline.commit_interval)} "
-            f"(commit_interval) and what was in flight (up to {batch.in_flight} batches of {batch.max_events}) "
-            "is done again: its results may appear twice, with the same headrace-source header"
+            f"(commit_interval), what was in flight (up to {batch.in_flight} batches of {batch.max_events}) and what "
+            "was not acknowledged yet is done again: its results may appear twice, with the same headrace-source header"
         ),
         "while_the_model_is_away": "the intake pauses and calls are repeated without end; no event is dropped for it",
         "while_kafka_is_away": "everything waits and goes on by itself; nothing is committed before it is written",
