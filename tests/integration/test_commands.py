@@ -256,6 +256,7 @@ def test_nohup_keeps_the_rig_running() -> None:
     servers = {pid, *children(pid)}
     os.kill(pid, signal.SIGTERM)
     until(lambda: gone(servers), 30)
+    shell.communicate()
 
 
 def test_a_server_that_cannot_start_says_why(tmp_path: Path, kafka: KafkaCluster) -> None:
