@@ -117,9 +117,9 @@ def _sentence(kind: str, message: str, path: list[Any], value: Any, context: dic
         case "missing":
             return "required, but not set"
         case "literal_error":
-            nearest = difflib.get_close_matches(str(value), re.findall(r"'([^']+)'", context["expected"]), n=1)
-            hint = f"; did you mean {nearest[0]}?" if nearest and nearest[0] != str(value) else ""
-            hint = hint if "," in context["expected"] or " or " in context["expected"] else ""
+            choices = re.findall(r"'([^']+)'", context["expected"])
+            nearest = difflib.get_close_matches(str(value), choices, n=1) if len(choices) > 1 else []
+            hint = f"; did you mean {nearest[0]}?" if nearest else ""
             return f"{value!r} is not one of {context['expected'].replace(chr(39), '')}{hint}"
         case "value_error":
             reason = message.removeprefix("Value error, ")

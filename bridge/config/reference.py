@@ -116,10 +116,8 @@ def _type(section: type[BaseModel], key: str) -> str:
 def _words(schema: dict[str, Any]) -> str:
     if "x-unit" in schema:
         return str(schema["x-unit"])
-    for arm in (schema, *schema.get("anyOf", ())):
-        kind = arm.get("format")
-        if kind in ("path", "file-path"):
-            return "file"
+    if schema.get("format") == "path":
+        return "file"
     if "anyOf" in schema:
         return " or ".join(dict.fromkeys(_words(arm) for arm in schema["anyOf"] if arm.get("type") != "null"))
     if "enum" in schema:

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from headrace.cli.output import JsonOption, print_json, print_table, size_text
-from serving.repository import versions
+from serving.repository import Version, versions
 
 app = typer.Typer(help="Model versions in a repository.", no_args_is_help=True)
 
@@ -34,34 +34,39 @@ def list_models(
             states = control.states()
         finally:
             control.close()
-    rows = []
-    for version in versions(repository):
-        manifest = version.manifest
-        rows.append(
-            {
-                "model": version.model,
-                "version": version.number,
-                "state": states.get((version.model, str(version.number)), "not loaded") if server else None,
-                "files": "; ".join(version.problems) or ("as in the manifest" if manifest else "no manifest"),
-                "quality": manifest.quality if manifest else {},
-                "bytes": version.size,
-                "description": manifest.description if manifest else "",
-            }
-        )
+    found = list(versions(repository))
+    state = {version.folder: states.get((version.model, str(version.number)), "not loaded") for version in found}
     if as_json:
-        print_json(rows)
+        print_json(
+            [
+                {
+                    "model": version.model,
+                    "version": version.number,
+                    "state": state[version.folder] if server else None,
+                    "files": _files(version),
+                    "quality": version.manifest.quality if version.manifest else {},
+                    "bytes": version.size,
+                    "description": version.manifest.description if version.manifest else "",
+                }
+                for version in found
+            ]
+        )
         return
     columns = ["model", "version", *(["state"] if server else []), "quality", "size", "files", "description"]
-    table = [
+    rows = [
         (
-            row["model"],
-            row["version"],
-            *([row["state"]] if server else []),
-            ", ".join(f"{name} {value}" for name, value in dict(row["quality"]).items()),  # type: ignore[call-overload]
-            size_text(int(str(row["bytes"]))),
-            row["files"],
-            row["description"],
+            version.model,
+            version.number,
+            *([state[version.folder]] if server else []),
+            ", ".join(f"{k} {v}" for k, v in version.manifest.quality.items()) if version.manifest else "",
+            size_text(version.size),
+            _files(version),
+            version.manifest.description if version.manifest else "",
         )
-        for row in rows
+        for version in found
     ]
-    print_table(str(repository), columns, table)
+    print_table(str(repository), columns, rows)
+
+
+def _files(version: Version) -> str:
+    return "; ".join(version.problems) or ("as in the manifest" if version.manifest else "no manifest")
