@@ -38,13 +38,19 @@ class Batcher:
         self.bytes = 0
         """Bytes of the queued events' values."""
 
-    def add(self, segment: Segment, now: float) -> None:
-        """Queue a segment that arrived at `now` (seconds)."""
-        if segment.records:
-            sizes = [len(record.value) if record.value else 0 for record in segment.records]
+    def add(self, segment: Segment, now: float) -> int:
+        """Queue a segment that arrived at `now` (seconds).
+
+        Returns:
+            The bytes of its values.
+        """
+        sizes = [len(record.value) if record.value else 0 for record in segment.records]
+        total = sum(sizes)
+        if sizes:
             self._queue.append(_Waiting(segment, sizes, now))
             self.events += len(sizes)
-            self.bytes += sum(sizes)
+            self.bytes += total
+        return total
 
     def ready(self, now: float) -> bool:
         """Whether a batch is due: full by count or bytes, or its oldest event has waited long enough."""
@@ -81,13 +87,14 @@ class Batcher:
             self.bytes -= taken
             if count == len(head.sizes):
                 self._queue.popleft()
+                segment = Segment(segment.epoch, segment.start, segment.records, taken)
             else:
                 self._queue[0] = _Waiting(
                     Segment(segment.epoch, segment.start + count, segment.records[count:]),
                     head.sizes[count:],
                     head.since,
                 )
-                segment = Segment(segment.epoch, segment.start, segment.records[:count])
+                segment = Segment(segment.epoch, segment.start, segment.records[:count], taken)
             segments.append(segment)
             records.extend(segment.records)
         return Batch(segments, records)

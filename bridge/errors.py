@@ -17,6 +17,10 @@ class PipelineStopped(HeadraceError):
     """Something that cannot heal by itself stopped the flow at run time: exit code 1."""
 
 
+class PartitionHalted(HeadraceError):
+    """One partition cannot go on until somebody acts; the others do, and it is tried again now and then."""
+
+
 def first_cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
     """Of errors that happened side by side the one that explains the others: a sentence for the user if any is."""
     stopped, others = group.split(HeadraceError)

@@ -1,28 +1,32 @@
 """The flow of events: intake, batches, calls to the model, emission in order, commits, and an orderly end.
 
-    source.poll -> Batcher -> decode -> Predictor -> encode -> sink.write -> Receipt -> PartitionEpoch -> source.commit
-                   (bounded)            (in_flight slots)      (bounded)     (acknowledged)
+    source.poll -> Batcher -> decode -> Predictor -> encode -> Lane -> sink.write -> Emission -> PartitionEpoch
+                   (bounded)            (in_flight slots)      (bounded)             (acknowledged)
 
-Results keep the order of their partition because batches are taken in order and emitted in that order, however their
-answers arrive. A call that fails holds its slot; when all slots are held the queue fills, and then the source is not
-asked any more: that is all there is to a pause.
+Results keep the order of their partition because its lane lets them out in that order, however their answers arrive. A
+call that fails holds its slot; when all slots are held the queue fills, and then the source is not asked any more. A
+partition whose outcomes are not acknowledged fills its own lane only, and is then left out of what is asked for.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any
 
 import structlog
 
 from bridge.batch import Batcher
 from bridge.config import Pipeline
-from bridge.emitter import Emitter
+from bridge.emitter import Emitter, split, unanswered
 from bridge.errors import PipelineStopped, first_cause
 from bridge.infer.predictor import Abandoned, Predictor
+from bridge.kafka import Topic
+from bridge.lane import Lane
 from bridge.observe.health import Health
 from bridge.observe.telemetry import Telemetry
-from bridge.partition import Partitioner
+from bridge.offsets import PartitionEpoch
 from bridge.plan import Plan
-from bridge.record import Batch, Outcome, Segment
+from bridge.record import Batch, Outcome, Record, Reject, Segment
 from bridge.sink import Sink
 from bridge.source import Source
 
@@ -34,7 +38,7 @@ _INTAKE_END = 2.0
 
 
 class Flow:
-    """One pipeline at work.
+    """One pipeline at work; the `Owner` of the partitions its source is given.
 
     Args:
         config: the configuration.
@@ -42,11 +46,11 @@ class Flow:
         source: where events come from.
         predictor: asks the model.
         sink: where outcomes go.
-        partitioner: which partition an outcome goes to.
-        limits: topic -> its max.message.bytes.
+        topics: the topics of the outcomes, kept up to date by whoever passes it.
         telemetry: metrics.
         health: what the health endpoints tell.
         on_ready: called once, when partitions are assigned.
+        clock: seconds since 1970, for `model.deadline`.
     """
 
     def __init__(
@@ -56,24 +60,28 @@ class Flow:
         source: Source,
         predictor: Predictor,
         sink: Sink,
-        partitioner: Partitioner,
-        limits: dict[str, int],
+        topics: dict[str, Topic],
         telemetry: Telemetry,
         health: Health,
         on_ready: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._config = config
         self._plan = plan
         self._source = source
         self._predictor = predictor
         self._sink = sink
-        self._emitter = Emitter(config, sink, partitioner, limits, telemetry, self._opened)
+        self._emitter = Emitter(config, sink, topics, telemetry, lambda: self._opened(1), self._settled)
         self._telemetry = telemetry
         self._health = health
         self._on_ready = on_ready
+        self._clock = clock
         self._batcher = Batcher(plan.max_events, config.batch.max_bytes, config.batch.max_wait)
+        self._lanes: dict[PartitionEpoch, Lane] = {}
         self._queue_events = plan.max_events * (config.batch.in_flight + 1)
         self._queue_bytes = config.batch.max_bytes * (config.batch.in_flight + 1)
+        self._lane_events = max(_LANE_EVENTS, 2 * self._queue_events)
+        self._lane_bytes = 2 * self._queue_bytes
         self._slots = asyncio.Semaphore(config.batch.in_flight)
         self._arrived = asyncio.Event()
         self._room = asyncio.Event()
@@ -81,8 +89,7 @@ class Flow:
         self._idle.set()
         self._stopping = False
         self._left = False
-        self._open = 0  # batches in flight and receipts not settled
-        self._last: asyncio.Event | None = None  # set when the batch before has been emitted
+        self._open = 0  # batches in flight and emissions not settled
         self._tasks: asyncio.TaskGroup | None = None
         self._flights: set[asyncio.Task[None]] = set()
         self._intake_ended = asyncio.Event()
@@ -105,8 +112,12 @@ class Flow:
             if not self._left:
                 await self._leave()
 
+    async def claim(self, epoch: PartitionEpoch) -> None:
+        """See `Owner`."""
+        await self._sink.claim(epoch)
+
     async def drain(self, timeout: float) -> None:
-        """Drop what is queued, and wait until everything in flight has its outcome acknowledged."""
+        """See `Owner`."""
         self._batcher.clear()
         self._queued()
         self._room.set()
@@ -116,11 +127,17 @@ class Flow:
         except TimeoutError:
             log.warning("drain_incomplete", open=self._open, after=timeout, effect="these events will be done again")
 
+    def released(self, epoch: PartitionEpoch) -> None:
+        """See `Owner`."""
+        self._lanes.pop(epoch, None)
+        self._sink.release(epoch)
+        self._room.set()
+
     async def _work(self) -> None:
         tasks = self._tasks
         assert tasks is not None, "running"  # noqa: S101 - for the type checker
-        await self._sink.start(tasks)
-        await self._source.start(tasks, self.drain)
+        await self._sink.start(tasks, self._source.restart)
+        await self._source.start(tasks, self)
         async with asyncio.TaskGroup() as loops:
             loops.create_task(self._commits(), name="commits")
             loops.create_task(self._watch(), name="watch")
@@ -161,9 +178,10 @@ class Flow:
         loop = asyncio.get_running_loop()
         waiting = True
         while not self._stopping:
-            if self._batcher.events >= self._queue_events or self._batcher.bytes >= self._queue_bytes:
+            if self._full() or self._predictor.paused:
                 self._room.clear()
-                await self._room.wait()
+                # Looks again by itself, since the breaker of the model closes without a word to us.
+                await _within(_POLL_SECONDS, self._room.wait())
                 continue
             segments = await self._source.poll(self._plan.max_events * 2, _POLL_SECONDS)
             self._health.assigned = self._source.assigned
@@ -172,21 +190,32 @@ class Flow:
                 self._on_ready()
             now = loop.time()
             for segment in segments:
-                self._batcher.add(segment, now)
+                size = self._batcher.add(segment, now)
+                self._lane(segment.epoch).admit(len(segment.records), size)
                 self._telemetry.records("source", "consumed").inc(len(segment.records))
             if segments:
                 self._queued()
                 self._arrived.set()
 
+    def _full(self) -> bool:
+        return self._batcher.events >= self._queue_events or self._batcher.bytes >= self._queue_bytes
+
+    def _lane(self, epoch: PartitionEpoch) -> Lane:
+        lane = self._lanes.get(epoch)
+        if lane is None:
+            lane = self._lanes[epoch] = Lane(epoch, self._lane_events, self._lane_bytes)
+        return lane
+
     async def _dispatch(self, tasks: asyncio.TaskGroup) -> None:
         while True:
             await self._slots.acquire()
             batch = await self._next_batch()
-            before, done = self._last, asyncio.Event()
-            self._last = done
+            for segment in batch.segments:
+                if segment.epoch in self._lanes:
+                    self._lanes[segment.epoch].reserve(segment)
             self._opened(1)
             self._telemetry.in_flight.inc()
-            flight = tasks.create_task(self._fly(batch, before, done), name="flight")
+            flight = tasks.create_task(self._fly(batch), name="flight")
             self._flights.add(flight)
             flight.add_done_callback(self._flights.discard)
 
@@ -203,38 +232,61 @@ class Flow:
                 self._room.set()
                 return batch
             wait = self._batcher.until_ready(now)
-            try:
-                async with asyncio.timeout(wait if wait != float("inf") else None):
-                    await self._arrived.wait()
-            except TimeoutError:
-                pass
+            await _within(wait if wait != float("inf") else None, self._arrived.wait())
 
-    async def _fly(self, batch: Batch, before: asyncio.Event | None, done: asyncio.Event) -> None:
+    async def _fly(self, batch: Batch) -> None:
         try:
-            decoded = self._plan.decoder.decode([record.value for record in batch.records])
+            late = self._expired(batch.records)
+            # What is too late is taken out before the model is asked; a value of None is nothing to a decoder.
+            values = [None if place in late else record.value for place, record in enumerate(batch.records)]
+            decoded = self._plan.decoder.decode(values)
             self._telemetry.records("decode", "ok").inc(len(decoded.places))
             self._telemetry.records("decode", "rejected").inc(len(decoded.rejects))
             predicted = await self._predictor.predict(decoded, lambda: not _alive(batch.segments))
             outcome = self._plan.encoder.encode(len(batch.records), decoded, predicted.parts)
-            if predicted.rejects:
-                outcome = Outcome(outcome.values, outcome.alerts, [*outcome.rejects, *predicted.rejects])
+            if predicted.rejects or late:
+                rejects = [late.get(reject.row, reject) for reject in (*outcome.rejects, *predicted.rejects)]
+                outcome = Outcome(outcome.values, outcome.alerts, rejects)
             self._telemetry.records("infer", "ok").inc(len(decoded.places) - len(predicted.rejects))
             self._telemetry.records("infer", "rejected").inc(len(predicted.rejects))
-            if before is not None:
-                await before.wait()
-            await self._emitter.emit(batch, outcome)
+            self._emit(split(batch, outcome))
         except Abandoned:
-            if before is not None:
-                await before.wait()  # or the batch after this one would overtake the one before it
-            self._telemetry.records("source", "dropped").inc(len(batch.records))
+            self._emit(unanswered(batch))
         finally:
-            done.set()
             self._slots.release()
             self._telemetry.in_flight.dec()
             self._opened(-1)
 
+    def _emit(self, parts: Iterable[tuple[Segment, Outcome]]) -> None:
+        for segment, outcome in parts:
+            lane = self._lanes.get(segment.epoch)
+            if lane is None or not segment.epoch.alive:
+                self._telemetry.records("source", "dropped").inc(len(segment.records))  # the next owner does them
+                continue
+            for ready in lane.complete(segment, outcome):
+                self._emitter.emit(*ready)
+
+    def _expired(self, records: Iterable[Record]) -> dict[int, Reject]:
+        """Place -> reject, for the events whose deadline has passed."""
+        deadline = self._config.model.deadline
+        if deadline is None:
+            return {}
+        now = self._clock()
+        ages = ((place, now - record.timestamp / 1000) for place, record in enumerate(records))
+        sentence = "the event was {:.1f} s old when its turn came, but model.deadline is {:g} s"
+        return {
+            place: Reject(place, "expired", sentence.format(age, deadline)) for place, age in ages if age > deadline
+        }
+
     def _queued(self) -> None:
         self._telemetry.queue("intake").set(self._batcher.events)
+
+    def _settled(self, segment: Segment) -> None:
+        lane = self._lanes.get(segment.epoch)
+        if lane is not None:
+            lane.settle(segment)
+        self._room.set()
+        self._opened(-1)
 
     def _opened(self, change: int) -> None:
         self._open += change
@@ -249,16 +301,31 @@ class Flow:
             await self._source.commit(_COMMIT_TIMEOUT)
 
     async def _watch(self) -> None:
-        """Twice a second: the lag, and whether the intake is paused."""
+        """Twice a second: the lag, and what is paused."""
         while True:
             await asyncio.sleep(0.5)
             lags = self._source.lag()
             self._telemetry.lags(lags)
-            paused = not self._room.is_set() and self._batcher.events >= self._queue_events
-            self._telemetry.paused_partitions.set(len(lags) if paused else 0)
+            paused = self._full() or self._predictor.paused
+            self._telemetry.paused_partitions.set(
+                len(lags) if paused else sum(lane.epoch.paused for lane in self._lanes.values())
+            )
 
     def __repr__(self) -> str:
         return f"<Flow {self._config.name} open={self._open} {self._batcher!r} {self._predictor!r} {self._source!r}>"
+
+
+_LANE_EVENTS = 4096
+"""Least events of a partition that may wait for their acknowledgement: a commit interval's worth at full speed."""
+
+
+async def _within(seconds: float | None, waiting: Coroutine[Any, Any, Any]) -> None:
+    """Wait, but no longer than so many seconds."""
+    try:
+        async with asyncio.timeout(seconds):
+            await waiting
+    except TimeoutError:
+        pass
 
 
 def _alive(segments: Iterable[Segment]) -> bool:

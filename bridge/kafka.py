@@ -2,6 +2,7 @@
 
 import asyncio
 import ssl
+from collections.abc import MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from aiokafka.errors import (
     KafkaError,
     SaslAuthenticationFailed,
     TopicAuthorizationFailedError,
+    TransactionalIdAuthorizationFailed,
     UnsupportedSaslMechanismError,
 )
 
@@ -34,6 +36,7 @@ FATAL = (
     TopicAuthorizationFailedError,
     GroupAuthorizationFailedError,
     ClusterAuthorizationFailedError,
+    TransactionalIdAuthorizationFailed,
 )
 """Errors that waiting does not cure."""
 
@@ -132,6 +135,15 @@ async def describe_topics(kafka: Kafka, names: list[str]) -> dict[str, Topic | N
         await admin.close()
 
 
+async def refresh_topics(kafka: Kafka, topics: MutableMapping[str, Topic]) -> None:
+    """Bring `topics` up to date in place; one that is not there any more keeps what was known of it.
+
+    Raises:
+        PipelineStopped, KafkaError: as `describe_topics`.
+    """
+    topics.update({name: topic for name, topic in (await describe_topics(kafka, list(topics))).items() if topic})
+
+
 async def _raise_refusal(kafka: Kafka) -> None:
     """The client's bootstrap hides why a connection failed; ask once more, and stop if waiting cannot cure it."""
     names = ("security_protocol", "ssl_context", "sasl_mechanism", "sasl_plain_username", "sasl_plain_password")
@@ -192,6 +204,8 @@ def sentence(error: BaseException, kafka: Kafka) -> str:
             return f"{where} does not allow this user to use the topic {' '.join(map(str, error.args))}"
         case GroupAuthorizationFailedError():
             return f"{where} does not allow this user to use the consumer group {' '.join(map(str, error.args))}"
+        case TransactionalIdAuthorizationFailed():
+            return f"{where} does not allow this user the transactional id {' '.join(map(str, error.args))}"
         case KafkaConnectionError():
             return f"{where} does not answer; is it running, and is kafka.bootstrap_servers right?"
         case _:

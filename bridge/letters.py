@@ -2,10 +2,18 @@
 
 from bridge.config import Pipeline
 from bridge.errors import PipelineStopped
-from bridge.record import Record, Reject
+from bridge.record import Headers, Record, Reject
 from bridge.sink import BATCH_OVERHEAD, Row, row_size
 
 PREFIX = "headrace-"
+ATTEMPTS = PREFIX + "attempts"
+"""Also stands on an event that was replayed, with the attempts made before."""
+REPLAYS = PREFIX + "replays"
+"""On an event that was replayed, and on its next dead letter: how many times."""
+_WRITTEN = {
+    PREFIX + name
+    for name in ("reason", "error", "topic", "partition", "offset", "timestamp", "model", "model-version", "attempts")
+} | {PREFIX + "pipeline"}
 
 
 class LetterWriter:
@@ -13,17 +21,22 @@ class LetterWriter:
 
     Args:
         config: names the pipeline and the model.
-        limit: max.message.bytes of the dead-letter topic.
     """
 
-    def __init__(self, config: Pipeline, limit: int) -> None:
+    def __init__(self, config: Pipeline) -> None:
         self._pipeline = config.name
         self._model = config.model.name
         self._topic = config.dead_letter.topic
-        self._limit = limit
 
-    def letter(self, record: Record, reject: Reject) -> Row:
+    def letter(self, record: Record, reject: Reject, limit: int) -> Row:
         """The dead letter of one event.
+
+        An event that was replayed from a dead letter keeps counting: its earlier attempts are added.
+
+        Args:
+            record: the event.
+            reject: why it has no result.
+            limit: max.message.bytes of the dead-letter topic.
 
         Raises:
             PipelineStopped: the dead-letter topic would not take it; the event stays uncommitted.
@@ -37,15 +50,24 @@ class LetterWriter:
             "timestamp": record.timestamp,
             "model": self._model,
             "model-version": reject.version,
-            "attempts": reject.attempts,
+            "attempts": reject.attempts + earlier_attempts(record.headers),
             "pipeline": self._pipeline,
         }
-        headers = [*record.headers, *((PREFIX + name, str(value).encode()) for name, value in fields.items())]
+        own = [header for header in record.headers if header[0] not in _WRITTEN]
+        headers = [*own, *((PREFIX + name, str(value).encode()) for name, value in fields.items())]
         row = (record.key, record.value, record.timestamp, headers)
         size = row_size(row)
-        if size > self._limit - BATCH_OVERHEAD:
+        if size > limit - BATCH_OVERHEAD:
             raise PipelineStopped(
                 f"the event {record.topic}/{record.partition}/{record.offset} needs a dead letter of {size} bytes, but "
-                f"{self._topic!r} takes {self._limit}; raise its max.message.bytes"
+                f"{self._topic!r} takes {limit}; raise its max.message.bytes"
             )
         return row
+
+
+def earlier_attempts(headers: Headers) -> int:
+    """Calls to the model that carried the event before it was replayed."""
+    for name, value in headers:
+        if name == ATTEMPTS and value and value.isdigit():
+            return int(value)
+    return 0

@@ -4,16 +4,14 @@ Deterministic and fast; held to the same contract suite as the clients of a real
 """
 
 import asyncio
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from bridge.errors import PipelineStopped
 from bridge.offsets import PartitionEpoch
-from bridge.receipt import Receipt
 from bridge.record import Record, Segment
-from bridge.sink import Row
-from bridge.source import Drain
+from bridge.sink import Emission, Restart, Row
+from bridge.source import Owner
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +67,13 @@ class FakeSource:
     assigned: bool = False
     commits_fail: bool = False
     epochs: dict[tuple[str, int], PartitionEpoch] = field(default_factory=dict)
-    _drain: Drain | None = None
+    _beginning: asyncio.Future[None] | None = None
+    _owner: Owner | None = None
 
-    async def start(self, tasks: asyncio.TaskGroup, drain: Drain) -> None:
+    async def start(self, tasks: asyncio.TaskGroup, owner: Owner) -> None:
         """See `Source`."""
-        self._drain = drain
-        self._assign()
+        self._owner = owner
+        await self._assign()
 
     async def poll(self, max_records: int, timeout: float) -> Sequence[Segment]:
         """See `Source`."""
@@ -96,6 +95,13 @@ class FakeSource:
             if epoch.alive and epoch.position is not None and epoch.position != epoch.committed:
                 self.broker.committed[self.group, topic, partition] = epoch.committed = epoch.position
 
+    def restart(self, epoch: PartitionEpoch, after: float, because: str) -> None:
+        """See `Source`."""
+        place = (epoch.topic, epoch.partition)
+        if self.epochs.get(place) is epoch:
+            self._kill(epoch)
+            self._beginning = asyncio.ensure_future(self._again(place, after))
+
     def lag(self) -> dict[tuple[str, int], int]:
         """See `Source`."""
         return {tp: len(self.broker.log[tp[0]][tp[1]]) - (e.position or 0) for tp, e in self.epochs.items()}
@@ -109,34 +115,44 @@ class FakeSource:
         epochs = list(self.epochs.values())
         for epoch in epochs:
             epoch.ready = False
-        if self._drain:
-            await self._drain(timeout)
+        if self._owner:
+            await self._owner.drain(timeout)
         await self.commit(timeout)
         for epoch in epochs:
-            epoch.alive = False
-        self._assign()
+            self._kill(epoch)
+        await self._assign()
 
-    def _assign(self) -> None:
-        self.epochs = {
-            (topic, number): PartitionEpoch(topic, number)
-            for topic in self.topics
-            for number in range(len(self.broker.log[topic]))
-        }
-        for (topic, number), epoch in self.epochs.items():
-            committed = self.broker.committed.get((self.group, topic, number))
-            if committed is None and self.start_at == "fail":
-                raise PipelineStopped(f"group {self.group!r} cannot begin in {topic}/{number}: it has no offset there")
-            first = 0 if self.start_at == "earliest" else len(self.broker.log[topic][number])
-            epoch.start_at(first if committed is None else committed)
-            epoch.committed = committed
+    async def _assign(self) -> None:
+        for topic in self.topics:
+            for number in range(len(self.broker.log[topic])):
+                await self._again((topic, number), 0.0)
         self.assigned = True
+
+    async def _again(self, place: tuple[str, int], after: float) -> None:
+        topic, number = place
+        epoch = self.epochs[place] = PartitionEpoch(topic, number)
+        await asyncio.sleep(after)
+        if self._owner:
+            await self._owner.claim(epoch)
+        committed = self.broker.committed.get((self.group, topic, number))
+        if committed is None and self.start_at == "fail":
+            raise PipelineStopped(f"group {self.group!r} cannot begin in {topic}/{number}: it has no offset there")
+        first = 0 if self.start_at == "earliest" else len(self.broker.log[topic][number])
+        epoch.start_at(first if committed is None else committed)
+        epoch.committed = committed
+        self.broker.arrived.set()
+
+    def _kill(self, epoch: PartitionEpoch) -> None:
+        epoch.alive = False
+        if self._owner:
+            self._owner.released(epoch)
 
     def _take(self, max_records: int) -> list[Segment]:
         segments = []
         for (topic, number), epoch in self.epochs.items():
             at = epoch.next_offset or 0
             records: Sequence[Record] = self.broker.log[topic][number][at : at + max_records]
-            if records and epoch.ready:
+            if records and epoch.ready and not epoch.paused:
                 segments.append(Segment(epoch, epoch.deliver([record.offset for record in records]), records))
                 max_records -= len(records)
             if not max_records:
@@ -147,39 +163,74 @@ class FakeSource:
 class FakeSink:
     """`Sink` over a `MemoryBroker`.
 
+    Args:
+        broker: where outcomes appear.
+        group: with it, offsets are committed together with the outcomes, as in a transaction.
+
     Attributes:
-        open: while cleared, writes are taken, but neither appear nor are acknowledged.
+        open: while cleared, emissions are taken, but neither appear nor are acknowledged.
+        fail_next: how many of the next emissions fail, as a transaction does, and have their partition begin again.
     """
 
-    def __init__(self, broker: MemoryBroker) -> None:
+    def __init__(self, broker: MemoryBroker, group: str | None = None) -> None:
         self._broker = broker
-        self._waiting: dict[tuple[str, int], list[tuple[Sequence[Row], Receipt]]] = defaultdict(list)
+        self._group = group
+        self._waiting: list[Emission] = []
+        self._claimed: set[PartitionEpoch] = set()
+        self._restart: Restart | None = None
         self.open = asyncio.Event()
         self.open.set()
+        self.fail_next = 0
 
-    async def start(self, tasks: asyncio.TaskGroup) -> None:
+    async def start(self, tasks: asyncio.TaskGroup, restart: Restart) -> None:
         """See `Sink`."""
+        self._restart = restart
 
-    async def write(self, topic: str, partition: int, rows: Sequence[Row], receipt: Receipt) -> None:
+    async def claim(self, epoch: PartitionEpoch) -> None:
         """See `Sink`."""
-        receipt.hold()
-        if self.open.is_set():
-            self._settle(topic, partition, rows, receipt)
+        self._claimed.add(epoch)
+
+    def release(self, epoch: PartitionEpoch) -> None:
+        """See `Sink`."""
+        self._claimed.discard(epoch)
+        dead = [emission for emission in self._waiting if emission.segment.epoch is epoch]
+        self._waiting = [emission for emission in self._waiting if emission.segment.epoch is not epoch]
+        for emission in dead:
+            emission.drop()
+
+    def write(self, emission: Emission) -> None:
+        """See `Sink`."""
+        if emission.segment.epoch not in self._claimed:
+            emission.drop()
+        elif self.open.is_set():
+            self._settle(emission)
         else:
-            self._waiting[topic, partition].append((rows, receipt))
+            self._waiting.append(emission)
 
-    def release(self) -> None:
+    def resume(self) -> None:
         """Open again, and write what waits."""
         self.open.set()
-        waiting, self._waiting = self._waiting, defaultdict(list)
-        for (topic, partition), chunks in waiting.items():
-            for rows, receipt in chunks:
-                self._settle(topic, partition, rows, receipt)
+        waiting, self._waiting = self._waiting, []
+        for emission in waiting:
+            self._settle(emission)
 
     async def stop(self, timeout: float) -> None:
         """See `Sink`."""
 
-    def _settle(self, topic: str, partition: int, rows: Sequence[Row], receipt: Receipt) -> None:
-        for row in rows:
-            self._broker.append(topic, partition, row)
-        receipt.release()
+    def _settle(self, emission: Emission) -> None:
+        epoch = emission.segment.epoch
+        if self.fail_next and self._restart:
+            self.fail_next -= 1
+            self._restart(epoch, 0.1, "the fake was told to fail")
+            emission.drop()
+            return
+        if not epoch.alive:
+            emission.drop()
+            return
+        for write in emission.writes:
+            for row in write.rows:
+                self._broker.append(write.topic, write.partition, row)
+        emission.acknowledge()
+        if self._group is not None and epoch.position is not None:
+            self._broker.committed[self._group, epoch.topic, epoch.partition] = epoch.position
+            epoch.committed = epoch.position

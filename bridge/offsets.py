@@ -25,15 +25,20 @@ class PartitionEpoch:
         partition: number of the partition.
         ready: whether its starting position is known; nothing is delivered before.
         alive: False once revoked; a dead epoch's outcomes are dropped and its offsets never committed.
+        paused: whether too much of it is under way; the source does not ask for more meanwhile.
     """
 
-    __slots__ = ("_base", "_done", "_head", "_next", "_offsets", "alive", "committed", "partition", "ready", "topic")
+    __slots__ = (
+        "_base", "_done", "_head", "_next", "_offsets",
+        "alive", "committed", "partition", "paused", "ready", "topic",
+    )  # fmt: skip
 
     def __init__(self, topic: str, partition: int) -> None:
         self.topic = topic
         self.partition = partition
         self.ready = False
         self.alive = True
+        self.paused = False
         self.committed: int | None = None
         """The position last committed in this epoch."""
         self._base = 0  # position of _offsets[0]: everything before it is finished and forgotten

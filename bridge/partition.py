@@ -1,12 +1,13 @@
 """Which partition an outcome goes to. Pure."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 from aiokafka.partitioner import murmur2
 
 from bridge.config import Pipeline
-from bridge.sink import Row
+from bridge.kafka import Topic
+from bridge.sink import Row, Write, row_size
 
 
 class Partitioner:
@@ -14,28 +15,35 @@ class Partitioner:
 
     Args:
         config: `result.partition` and the dead-letter topic.
-        partitions: topic -> number of its partitions.
+        topics: the topics of the outcomes as they are now.
     """
 
-    def __init__(self, config: Pipeline, partitions: Mapping[str, int]) -> None:
+    def __init__(self, config: Pipeline, topics: Mapping[str, Topic]) -> None:
         self._by_key = config.result.partition == "key"
-        self._partitions = partitions
-        self._letters = partitions[config.dead_letter.topic]
+        self._topics = topics
+        self._letters = config.dead_letter.topic
 
-    def groups(self, topic: str, source: int, rows: Sequence[Row]) -> Iterable[tuple[int, Sequence[Row]]]:
-        """The rows by partition of `topic`, each group in order; events without a key stay with `source`."""
+    def writes(self, topic: str, source: int, rows: Sequence[Row], size: int) -> list[Write]:
+        """The rows by partition of `topic`, each group in order; events without a key stay with `source`.
+
+        Args:
+            topic: where they go.
+            source: the partition of their events.
+            rows: at least one.
+            size: their bytes together.
+        """
         if not self._by_key:
-            return [(source, rows)]
-        count = self._partitions[topic]
+            return [Write(topic, source, rows, size)]
+        count = self._topics[topic].partitions
         groups: dict[int, list[Row]] = {}
         for row in rows:
             partition = source % count if row[0] is None else _hash(bytes(row[0])) % count
             groups.setdefault(partition, []).append(row)
-        return groups.items()
+        return [Write(topic, number, group, sum(map(row_size, group))) for number, group in groups.items()]
 
     def letter(self, source: int) -> int:
         """The dead-letter topic's partition for events of partition `source`."""
-        return source % self._letters
+        return source % self._topics[self._letters].partitions
 
 
 @lru_cache(maxsize=65_536)

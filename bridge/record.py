@@ -45,11 +45,13 @@ class Segment:
         epoch: the assignment under which they were delivered.
         start: position of the first record in `epoch`.
         records: the records; record i has position `start + i`.
+        size: bytes of their values.
     """
 
     epoch: PartitionEpoch
     start: int
     records: Sequence[Record]
+    size: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,7 @@ class Reject(NamedTuple):
     row: int
     """Its place in the batch."""
     reason: str
-    """`decode`, `mapping`, `model`, `output` or `too_large`."""
+    """`decode`, `mapping`, `model`, `output`, `too_large` or `expired`."""
     error: str
     """One sentence."""
     version: str = ""

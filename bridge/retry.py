@@ -2,6 +2,9 @@
 
 import random
 
+HALTED_SECONDS = 30.0
+"""How long a partition rests that somebody has to mend before it is tried again."""
+
 
 class Backoff:
     """Delays that grow from `first` to `most` seconds, each drawn between half of it and all of it.

@@ -21,10 +21,11 @@ from bridge.kafka import FATAL, Topic, describe_topics, sentence
 from bridge.observe.health import Health
 from bridge.observe.http import ObserveServer
 from bridge.observe.telemetry import Telemetry
-from bridge.partition import Partitioner
 from bridge.plan import Plan, check_topics
 from bridge.retry import Backoff
+from bridge.sink import Sink
 from bridge.sink.kafka import KafkaSink
+from bridge.sink.transactional import TransactionalSink
 from bridge.source.kafka import KafkaSource
 from bridge.tensors import ModelSpec
 
@@ -85,15 +86,15 @@ async def _prepare(
     log.info("model_found", model=model.name, versions=list(model.versions), inputs=list(map(str, model.inputs)))
     for version in model.versions:
         telemetry.inference(model.name, version, "OK")  # label sets exist from the start
-    limits = {name: topic.max_message_bytes for name, topic in topics.items()}
+    outputs = {name: topics[name] for name in _outputs(config)}
+    sink: Sink = (TransactionalSink if config.delivery == "exactly_once" else KafkaSink)(config, outputs, telemetry)
     return Flow(
         config,
         plan,
         KafkaSource(config, telemetry),
         Predictor(server, model, plan.outputs, telemetry, health, random.Random()),
-        KafkaSink(config.kafka, {name: limits[name] for name in _outputs(config)}, telemetry),
-        Partitioner(config, {name: topic.partitions for name, topic in topics.items()}),
-        limits,
+        sink,
+        outputs,
         telemetry,
         health,
         on_ready,

@@ -120,6 +120,9 @@ class Source(Section):
     """Consumer group; `name` when not set."""
     start: Literal["earliest", "latest", "fail"] = "earliest"
     """Where to begin in a partition for which the group has no valid offset; `fail` stops instead of choosing."""
+    instance_id: str | None = Field(default=None, min_length=1, pattern=r"^[A-Za-z0-9._-]+$", examples=["fraud-0"])
+    """Static membership: a name of this instance that is its own in the group and outlives a restart, such as that of a
+    StatefulSet's pod. The group then keeps its partitions for `session_timeout` instead of moving them twice."""
     session_timeout: Duration = 45.0
     """How long the group waits for a member that is gone before it gives its partitions to others; at least 6s."""
 
@@ -177,6 +180,9 @@ class Model(Section):
     """Field of the result -> tensor name. Not set: each output tensor becomes the field of its own name."""
     timeout: Duration = 2.0
     """Deadline of one call."""
+    deadline: Duration | None = None
+    """Events older than this when their turn comes get a dead letter, reason `expired`, instead of delaying the fresh
+    ones. Not set: none is ever too old."""
     tls: Tls = Tls()
     """Encryption towards the model server."""
 
@@ -190,6 +196,8 @@ class Model(Section):
                 raise ValueError(f"{key} is empty; leave it out to take the model's own names")
         if self.timeout <= 0:
             raise ValueError("timeout must be longer than 0")
+        if self.deadline is not None and self.deadline <= 0:
+            raise ValueError("deadline must be longer than 0")
         return self
 
 
@@ -235,6 +243,9 @@ class DeadLetter(Section):
 
     topic: TopicName = Field(examples=["fraud-dead-letters"])
     """Topic of the dead letters; they keep the event's key, value and headers."""
+    max_share: float = Field(default=0.5, gt=0, le=1)
+    """The pipeline stops when more than this share of the last 1,000 events would be dead letters, since then the fault
+    is hardly the events'. 1: never."""
 
 
 class Log(Section):
@@ -274,10 +285,12 @@ class Pipeline(Section):
     """Where the results go."""
     dead_letter: DeadLetter
     """Where events go that can get no result."""
-    delivery: Literal["at_least_once"] = "at_least_once"
-    """The guarantee; see the guarantees page."""
+    delivery: Literal["at_least_once", "exactly_once"] = "at_least_once"
+    """at_least_once: after a crash some results appear twice. exactly_once: results, alerts, dead letters and offsets
+    are written in Kafka transactions; readers with isolation level read_committed see every outcome once."""
     commit_interval: Duration = 0.1
-    """How often finished offsets are committed; it bounds what is done again after a crash."""
+    """How often finished offsets are committed; it bounds what is done again after a crash. Under exactly_once it is
+    the length of a transaction, after which its results become visible."""
     drain_timeout: Duration = 30.0
     """How long a stop or a rebalance waits for events in flight; at most 45s, within Kafka's rebalance timeout."""
     observe: Observe = Observe()
@@ -304,6 +317,8 @@ class Pipeline(Section):
             raise ValueError("model.inputs needs event.format json: a raw event is one row of the model's only input")
         if self.commit_interval <= 0:
             raise ValueError("commit_interval must be longer than 0")
+        if self.delivery == "exactly_once" and self.commit_interval > 10:
+            raise ValueError("commit_interval must be at most 10s under exactly_once: transactions would time out")
         if not 0 < self.drain_timeout <= 45:
             raise ValueError("drain_timeout must be longer than 0 and at most 45s")
         if self.result.alert and self.model.outputs:

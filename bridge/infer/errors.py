@@ -8,6 +8,9 @@ class Disposition(Enum):
 
     RETRY = "retry"
     """The server cannot answer now: wait and try again, without end. No event is to blame."""
+    UNSURE = "unsure"
+    """The server failed while it answered: perhaps by itself, perhaps over some event of the batch. Try a few times,
+    then find out."""
     ABSENT = "absent"
     """The model is not loaded: wait longer between tries; no event is to blame."""
     DATA = "data"

@@ -27,6 +27,8 @@ _DISPOSITIONS = {
     "UNAUTHENTICATED": Disposition.STOP,
     "PERMISSION_DENIED": Disposition.STOP,
     "UNIMPLEMENTED": Disposition.STOP,
+    "INTERNAL": Disposition.UNSURE,
+    "UNKNOWN": Disposition.UNSURE,
 }
 """Every other status is the server's trouble: retry."""
 
@@ -42,6 +44,8 @@ _OPTIONS = [
     # Reconnects follow our own backoff; gRPC's own would wait up to two minutes after a long outage.
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 2_000),
+    # Channels to one address share a connection otherwise, and leaving one that hangs would lead back to it.
+    ("grpc.use_local_subchannel_pool", 1),
 ]
 
 
@@ -57,6 +61,24 @@ def open_channel(address: str, tls: Tls) -> grpc.aio.Channel:
     return grpc.aio.secure_channel(address, credentials, options=_OPTIONS)
 
 
+class _Connection:
+    """A channel and the methods on it."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self.channel = channel
+        self.infer = self._method("ModelInfer", pb.ModelInferResponse)
+        self.metadata = self._method("ModelMetadata", pb.ModelMetadataResponse)
+        self.model_config = self._method("ModelConfig", pb.ModelConfigResponse)
+        self.ready = self._method("ModelReady", pb.ModelReadyResponse)
+
+    def _method(self, name: str, answer: Any) -> Any:
+        return self.channel.unary_unary(
+            SERVICE + name,
+            request_serializer=lambda message: message.SerializeToString(),
+            response_deserializer=answer.FromString,
+        )
+
+
 class TritonServer:
     """`ModelServer` for a Triton.
 
@@ -67,21 +89,18 @@ class TritonServer:
     def __init__(self, config: Model) -> None:
         self._config = config
         self._version = "" if config.version == "latest" else str(config.version)
-        self._channel = open_channel(config.address, config.tls)
-        self._infer = self._method("ModelInfer", pb.ModelInferResponse)
-        self._metadata = self._method("ModelMetadata", pb.ModelMetadataResponse)
-        self._model_config = self._method("ModelConfig", pb.ModelConfigResponse)
-        self._ready = self._method("ModelReady", pb.ModelReadyResponse)
+        self._connection = _Connection(open_channel(config.address, config.tls))
+        self._left: set[asyncio.Task[None]] = set()
 
     async def describe(self) -> ModelSpec:
         """See `ModelServer`."""
         name, version = self._config.name, self._version
-        ready = await self._call(self._ready, pb.ModelReadyRequest(name=name, version=version))
+        ready = await self._call("ready", pb.ModelReadyRequest(name=name, version=version))
         if not ready.ready:
             raise InferenceError(Disposition.ABSENT, "NOT_FOUND", f"{self._where()} is not ready on the server")
-        metadata = await self._call(self._metadata, pb.ModelMetadataRequest(name=name, version=version))
+        metadata = await self._call("metadata", pb.ModelMetadataRequest(name=name, version=version))
         try:
-            answer = await self._call(self._model_config, pb.ModelConfigRequest(name=name, version=version))
+            answer = await self._call("model_config", pb.ModelConfigRequest(name=name, version=version))
             limit = answer.config.max_batch_size
         except InferenceError as error:
             if error.code != "UNIMPLEMENTED":
@@ -103,25 +122,22 @@ class TritonServer:
             request.raw_input_contents.append(b"".join(rows[spec.name]))
         for name in outputs:
             request.outputs.add(name=name)
-        response = await self._call(self._infer, request)
+        response = await self._call("infer", request)
         return Prediction(self._arrays(model, response, count, outputs), response.model_version)
 
     async def close(self) -> None:
         """See `ModelServer`."""
-        await self._channel.close(None)
+        await self._connection.channel.close(None)
+        await asyncio.gather(*self._left)
 
-    def _method(self, name: str, answer: Any) -> Any:
-        return self._channel.unary_unary(
-            SERVICE + name,
-            request_serializer=lambda message: message.SerializeToString(),
-            response_deserializer=answer.FromString,
-        )
-
-    async def _call(self, method: Any, request: Any) -> Any:
+    async def _call(self, method: str, request: Any) -> Any:
+        connection = self._connection
         try:
-            return await method(request, timeout=self._config.timeout)
+            return await getattr(connection, method)(request, timeout=self._config.timeout)
         except grpc.aio.AioRpcError as error:
             code = error.code().name
+            if code == "DEADLINE_EXCEEDED":
+                self._leave(connection)
             detail = " ".join((error.details() or "").split()) or code
             sentence = f"{self._where()}: {code}: {detail}"
             raise InferenceError(_DISPOSITIONS.get(code, Disposition.RETRY), code, sentence) from None
@@ -129,6 +145,14 @@ class TritonServer:
             raise
         except Exception as error:
             raise InferenceError(Disposition.RETRY, "UNKNOWN", f"{self._where()}: {error}") from error
+
+    def _leave(self, connection: "_Connection") -> None:
+        """The next call goes over a new connection: this one may hang. Calls under way on it may still be answered."""
+        if connection is self._connection:
+            self._connection = _Connection(open_channel(self._config.address, self._config.tls))
+            closing = asyncio.ensure_future(connection.channel.close(self._config.timeout))
+            self._left.add(closing)
+            closing.add_done_callback(self._left.discard)
 
     def _where(self) -> str:
         version = f" version {self._version}" if self._version else ""
@@ -181,5 +205,5 @@ class TritonServer:
         return InferenceError(Disposition.RETRY, "BAD_ANSWER", f"{self._where()} {sentence}")
 
     def __repr__(self) -> str:
-        state = self._channel.get_state().name
+        state = self._connection.channel.get_state().name
         return f"<TritonServer {self._config.address} model={self._config.name} {state}>"

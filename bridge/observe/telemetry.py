@@ -11,8 +11,8 @@ import numpy.typing as npt
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import HistogramMetricFamily, Metric
 
-DEAD_LETTER_REASONS = ("decode", "mapping", "model", "output", "too_large")
-RETRY_CAUSES = ("model", "kafka", "commit", "produce")
+DEAD_LETTER_REASONS = ("decode", "mapping", "model", "output", "too_large", "expired")
+RETRY_CAUSES = ("model", "kafka", "commit", "produce", "transaction")
 STAGES = {
     "source": ("consumed", "out_of_range", "dropped"),
     "decode": ("ok", "rejected"),
@@ -92,6 +92,11 @@ class Telemetry:
         self._lagging: set[tuple[str, int]] = set()
         self.rebalances = self._counter("rebalances", "Assignments of partitions to this member.").labels(pipeline)
         self.paused_partitions = self._gauge("paused_partitions", "Partitions whose intake waits for a full queue.")
+        self.halted_partitions = self._gauge(
+            "halted_partitions", "Partitions that failed and wait to begin again from their committed offset."
+        )
+        rebuilds = self._counter("consumer_rebuilds", "Times a stuck Kafka consumer was replaced.")
+        self.rebuilds = rebuilds.labels(pipeline)
         self.last_progress = self._gauge("last_progress_timestamp_seconds", "When an event was last finished.")
         self.loop_lag = self._gauge("event_loop_lag_seconds", "How late the event loop last ran a timer.")
         build = self._gauge_family("build_info", "1, with the version as a label.", "version")

@@ -1,10 +1,12 @@
 """Where results, alerts and dead letters go, behind a Protocol of a few methods."""
 
 import asyncio
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
-from bridge.receipt import Receipt
+from bridge.offsets import PartitionEpoch
+from bridge.record import Segment
 
 Row = tuple[bytes | None, bytes | None, int, list[tuple[str, bytes | None]]]
 """One record to write: key, value, timestamp (ms since 1970), headers. A bare tuple, since one is made per event."""
@@ -12,6 +14,10 @@ Row = tuple[bytes | None, bytes | None, int, list[tuple[str, bytes | None]]]
 
 BATCH_OVERHEAD = 512
 """Bytes of a produced batch beside its rows, generously."""
+
+
+BATCH_BYTES = 512 * 1024
+"""Most bytes of one produced batch, unless the topic takes less."""
 
 
 def row_size(row: Row) -> int:
@@ -23,10 +29,50 @@ def row_size(row: Row) -> int:
     return size
 
 
-class Sink(Protocol):
-    """Writes records in order per partition, and acknowledges receipts."""
+class Write(NamedTuple):
+    """Rows for one partition."""
 
-    async def start(self, tasks: asyncio.TaskGroup) -> None:
+    topic: str
+    partition: int
+    rows: Sequence[Row]
+    size: int
+    """Bytes of the rows, as `row_size` counts them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Emission:
+    """All that becomes of a segment: its results, alerts and dead letters, written and settled together.
+
+    Attributes:
+        segment: what it was made of.
+        writes: perhaps none; then it is settled in its turn.
+        settled: called once; True when all of it is in the broker's hands, which also marks the segment as complete in
+            its epoch; False when it was dropped, because its epoch has ended.
+    """
+
+    segment: Segment
+    writes: Sequence[Write]
+    settled: Callable[["Emission", bool], None]
+
+    def acknowledge(self) -> None:
+        """All of it is in the broker's hands. In a dead epoch, never committed, that counts for nothing."""
+        segment = self.segment
+        segment.epoch.complete(segment.start, segment.start + len(segment.records))
+        self.settled(self, True)
+
+    def drop(self) -> None:
+        """It will not be written; who owns the partition next does its events again."""
+        self.settled(self, False)
+
+
+Restart = Callable[[PartitionEpoch, float, str], None]
+"""`Source.restart`: what cannot be written begins again from the committed offset."""
+
+
+class Sink(Protocol):
+    """Writes emissions, those of one partition in the order they come."""
+
+    async def start(self, tasks: asyncio.TaskGroup, restart: Restart) -> None:
         """Connect; returns once the brokers answer. What runs on runs in `tasks`, so that no failure goes unseen.
 
         Raises:
@@ -34,11 +80,16 @@ class Sink(Protocol):
         """
         ...
 
-    async def write(self, topic: str, partition: int, rows: Sequence[Row], receipt: Receipt) -> None:
-        """Queue rows; `receipt` is held, and released when all of them are acknowledged.
+    async def claim(self, epoch: PartitionEpoch) -> None:
+        """See `Owner.claim`."""
+        ...
 
-        Waits while too much is queued for that partition already.
-        """
+    def release(self, epoch: PartitionEpoch) -> None:
+        """See `Owner.released`."""
+        ...
+
+    def write(self, emission: Emission) -> None:
+        """Queue an emission. How much waits is bounded by the lanes, which count what is not settled."""
         ...
 
     async def stop(self, timeout: float) -> None:

@@ -1,133 +1,166 @@
-"""Results to Kafka: whole batches per partition, in order, kept until the broker has acknowledged them.
+"""At least once: whole batches per partition, in order, kept until the broker has acknowledged them.
 
 Each partition has a writer with one batch on its way. What arrives meanwhile becomes the next batch, so batches grow by
 themselves under load, and under light load nothing waits. This client's idempotent producer never recovers from some
 errors; so after any failure a fresh producer is made, and the writer sends the same rows again, in the same order.
+Every topic has a producer of its own: dead letters that cannot be written do not disturb results.
 """
 
 import asyncio
 import random
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
 
 import structlog
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import (
-    InvalidTimestampError,
-    InvalidTopicError,
-    KafkaError,
-    MessageSizeTooLargeError,
-    PolicyViolationError,
-    RecordListTooLargeError,
-)
+from aiokafka.errors import KafkaError
 from aiokafka.producer.message_accumulator import BatchBuilder
 
-from bridge.config.model import Kafka
+from bridge.config import Pipeline
 from bridge.errors import PipelineStopped
-from bridge.kafka import FATAL, client_options, sentence, stop_client
+from bridge.kafka import FATAL, Topic, client_options, sentence, stop_client
 from bridge.observe.telemetry import Telemetry
-from bridge.receipt import Receipt
+from bridge.offsets import PartitionEpoch
 from bridge.retry import Backoff
-from bridge.sink import Row, row_size
+from bridge.sink import BATCH_BYTES, Emission, Restart, Row
+from bridge.sink.refusal import REFUSALS, after_refusal, check_partition
 
 log = structlog.get_logger()
 
-# Trying again would be refused again. Nothing is lost: the offsets stay uncommitted.
-_REFUSALS = (
-    MessageSizeTooLargeError,
-    RecordListTooLargeError,
-    InvalidTopicError,
-    InvalidTimestampError,
-    PolicyViolationError,
-    AssertionError,  # the client's word for a partition that the topic does not have
-)
-
-BATCH_BYTES = 512 * 1024
-"""Most bytes of one produced batch, unless the topic takes less."""
-_QUEUE_BYTES = 4 * BATCH_BYTES
 _STOP_TIMEOUT = 10.0
+_SEND_TIMEOUT = 90.0  # the client itself repeats a batch without end, also when its inner task has died
 
 
 class KafkaSink:
-    """`Sink` over aiokafka.
+    """`Sink` over aiokafka's idempotent producer.
 
     Args:
-        kafka: how to reach the brokers.
-        limits: topic -> its max.message.bytes.
+        config: the configuration.
+        topics: the topics of the outcomes; looked up again when one refuses a batch.
         telemetry: where retries and the queue's length are counted.
     """
 
-    def __init__(self, kafka: Kafka, limits: dict[str, int], telemetry: Telemetry) -> None:
-        self._kafka = kafka
-        self._batch_bytes = min([BATCH_BYTES, *limits.values()])
+    def __init__(self, config: Pipeline, topics: MutableMapping[str, Topic], telemetry: Telemetry) -> None:
+        self._config = config
+        self._topics = topics
         self._telemetry = telemetry
         self._tasks: asyncio.TaskGroup | None = None
-        self._producer: AIOKafkaProducer | None = None
-        self._renewing = asyncio.Lock()
+        self._producers: dict[str, _Producer] = {}
         self._writers: dict[tuple[str, int], _Writer] = {}
+        self._restart: Restart | None = None
         self.queued = 0
         """Records that are not acknowledged yet."""
 
-    async def start(self, tasks: asyncio.TaskGroup) -> None:
+    async def start(self, tasks: asyncio.TaskGroup, restart: Restart) -> None:
         """See `Sink`."""
         self._tasks = tasks
-        await self.renew(None)
+        self._restart = restart
+        await self._producer(self._config.result.topic).renew(None)
 
-    async def write(self, topic: str, partition: int, rows: Sequence[Row], receipt: Receipt) -> None:
+    async def claim(self, epoch: PartitionEpoch) -> None:
         """See `Sink`."""
-        writer = self._writers.get((topic, partition))
-        if writer is None:
-            writer = self._writers[topic, partition] = _Writer(self, topic, partition)
-            assert self._tasks is not None, "started"  # noqa: S101 - for the type checker
-            writer.task = self._tasks.create_task(writer.run(), name=f"writer {topic}/{partition}")
-        receipt.hold()
-        self._count(len(rows))
-        await writer.add(rows, receipt)
+        await check_partition(self._config, self._topics, epoch)
+
+    def release(self, epoch: PartitionEpoch) -> None:
+        """See `Sink`; what waits for a dead epoch is dropped when its turn comes."""
+        for writer in self._writers.values():
+            writer.purge()
+
+    def write(self, emission: Emission) -> None:
+        """See `Sink`."""
+        pending = _Pending(emission, len(emission.writes))
+        for write in emission.writes:
+            self.count(len(write.rows))
+            self._writer(write.topic, write.partition).add(_Chunk(write.rows, pending))
 
     async def stop(self, timeout: float) -> None:
         """See `Sink`."""
         for writer in self._writers.values():
             if writer.task:
                 writer.task.cancel()
-        await self._discard(timeout)
+        await asyncio.gather(*(producer.discard(timeout) for producer in self._producers.values()))
 
     async def send(self, topic: str, partition: int, chunks: Sequence["_Chunk"]) -> int:
         """Send as many of the first rows as one batch takes, until the broker acknowledges them.
 
         Returns:
-            How many were sent.
+            How many were sent; 0 when the partitions of these rows have to begin again.
         """
         backoff = Backoff(0.1, 5.0, random.Random())
-        while True:
-            producer = self._producer
-            if producer is None:
-                await self.renew(None)
-                continue
+        renewable = self._producer(topic)
+        while chunks[0].pending.emission.segment.epoch.alive:
+            producer = await renewable.get()
             builder = producer.create_batch()
             count = _fill(builder, chunks)
             try:
-                await (await producer.send_batch(builder, topic, partition=partition))
+                async with asyncio.timeout(_SEND_TIMEOUT):
+                    await (await producer.send_batch(builder, topic, partition=partition))
+            except REFUSALS as error:
+                await self._refused(topic, partition, chunks, error)
+                return 0
             except FATAL as error:
-                raise PipelineStopped(sentence(error, self._kafka)) from error
-            except _REFUSALS as error:
-                detail = " ".join(str(error).split())
-                raise PipelineStopped(f"{topic}/{partition} refuses what is to be written: {detail}") from error
-            except KafkaError as error:
+                raise PipelineStopped(sentence(error, self._config.kafka)) from error
+            except (KafkaError, TimeoutError) as error:
                 self._telemetry.retry("produce")
-                log.warning("produce_failed", topic=topic, partition=partition, error=sentence(error, self._kafka))
+                said = sentence(error, self._config.kafka)
+                log.warning("produce_failed", topic=topic, partition=partition, error=said)
                 await asyncio.sleep(backoff.next())
-                await self.renew(producer)
+                await renewable.renew(producer)
             else:
-                self._count(-count)
                 return count
+        return 0
+
+    async def _refused(self, topic: str, partition: int, chunks: Sequence["_Chunk"], error: BaseException) -> None:
+        after, because = await after_refusal(self._config, self._topics, topic, partition, error)
+        assert self._restart is not None, "started"  # noqa: S101 - for the type checker
+        for epoch in {chunk.pending.emission.segment.epoch for chunk in chunks}:
+            self._restart(epoch, after, because)
+
+    def count(self, change: int) -> None:
+        """So many more records wait for their acknowledgement."""
+        self.queued += change
+        self._telemetry.queue("sink").set(self.queued)
+
+    def _producer(self, topic: str) -> "_Producer":
+        if topic not in self._producers:
+            self._producers[topic] = _Producer(self._config, self._topics[topic].max_message_bytes, self._telemetry)
+        return self._producers[topic]
+
+    def _writer(self, topic: str, partition: int) -> "_Writer":
+        writer = self._writers.get((topic, partition))
+        if writer is None:
+            writer = self._writers[topic, partition] = _Writer(self, topic, partition)
+            assert self._tasks is not None, "started"  # noqa: S101 - for the type checker
+            writer.task = self._tasks.create_task(writer.run(), name=f"writer {topic}/{partition}")
+        return writer
+
+    def __repr__(self) -> str:
+        return f"<KafkaSink queued={self.queued} writers={list(self._writers.values())}>"
+
+
+class _Producer:
+    """The producer of one topic, replaced after a failure."""
+
+    def __init__(self, config: Pipeline, limit: int, telemetry: Telemetry) -> None:
+        self._kafka = config.kafka
+        self._batch_bytes = min(BATCH_BYTES, limit)
+        self._telemetry = telemetry
+        self._producer: AIOKafkaProducer | None = None
+        self._renewing = asyncio.Lock()
+
+    async def get(self) -> AIOKafkaProducer:
+        """The one in use; waits until the brokers answer."""
+        if self._producer is None:
+            await self.renew(None)
+        return self._producer
 
     async def renew(self, failed: AIOKafkaProducer | None) -> None:
         """Replace the producer `failed`, unless another writer already has; waits until the brokers answer."""
         async with self._renewing:
             if self._producer is not failed:
                 return
-            await self._discard(_STOP_TIMEOUT)
+            await self.discard(_STOP_TIMEOUT)
             backoff = Backoff(0.1, 5.0, random.Random())
             said = False
             while self._producer is None:
@@ -154,26 +187,36 @@ class KafkaSink:
                     if self._producer is not producer:
                         await stop_client(producer, _STOP_TIMEOUT)
 
-    async def _discard(self, timeout: float) -> None:
+    async def discard(self, timeout: float) -> None:
+        """Disconnect."""
         producer, self._producer = self._producer, None
         if producer is not None:
             await stop_client(producer, timeout)
 
-    def _count(self, change: int) -> None:
-        self.queued += change
-        self._telemetry.queue("sink").set(self.queued)
 
-    def __repr__(self) -> str:
-        return f"<KafkaSink queued={self.queued} writers={list(self._writers.values())}>"
+@dataclass(slots=True)
+class _Pending:
+    """An emission, and how many of its chunks are neither acknowledged nor dropped."""
+
+    emission: Emission
+    open: int
+    dropped: bool = False
+
+    def close(self) -> None:
+        self.open -= 1
+        if self.open == 0:
+            if self.dropped:
+                self.emission.drop()
+            else:
+                self.emission.acknowledge()
 
 
 @dataclass(slots=True)
 class _Chunk:
-    """Rows that came together; those before `start` are acknowledged."""
+    """Rows of one write; those before `start` are acknowledged."""
 
     rows: Sequence[Row]
-    receipt: Receipt
-    size: int
+    pending: _Pending
     start: int = 0
 
 
@@ -185,28 +228,42 @@ class _Writer:
         self._topic = topic
         self._partition = partition
         self._chunks: deque[_Chunk] = deque()
-        self._bytes = 0
         self._filled = asyncio.Event()
-        self._room = asyncio.Event()
-        self._room.set()
+        self._sending = False
         self.task: asyncio.Task[None] | None = None
 
-    async def add(self, rows: Sequence[Row], receipt: Receipt) -> None:
-        await self._room.wait()
-        size = sum(map(row_size, rows))
-        self._chunks.append(_Chunk(rows, receipt, size))
-        self._bytes += size
+    def add(self, chunk: _Chunk) -> None:
+        self._chunks.append(chunk)
         self._filled.set()
-        if self._bytes >= _QUEUE_BYTES:
-            self._room.clear()
+
+    def purge(self) -> None:
+        """Drop the chunks of dead epochs; what is on its way to the broker is left until that is known."""
+        if self._sending:
+            return
+        kept: deque[_Chunk] = deque()
+        for chunk in self._chunks:
+            if chunk.pending.emission.segment.epoch.alive:
+                kept.append(chunk)
+            else:
+                self._sink.count(chunk.start - len(chunk.rows))
+                chunk.pending.dropped = True
+                chunk.pending.close()
+        self._chunks = kept
+        if not kept:
+            self._filled.clear()
 
     async def run(self) -> None:
         while True:
             await self._filled.wait()
             # What comes in from here on belongs to the next batch.
-            self._acknowledge(await self._sink.send(self._topic, self._partition, tuple(self._chunks)))
+            self._sending = True
+            sent = await self._sink.send(self._topic, self._partition, tuple(self._chunks))
+            self._sending = False
+            self._acknowledge(sent)
+            self.purge()
 
     def _acknowledge(self, sent: int) -> None:
+        self._sink.count(-sent)
         while sent:
             chunk = self._chunks[0]
             left = len(chunk.rows) - chunk.start
@@ -215,15 +272,12 @@ class _Writer:
                 break
             sent -= left
             self._chunks.popleft()
-            self._bytes -= chunk.size
-            chunk.receipt.release()
+            chunk.pending.close()
         if not self._chunks:
             self._filled.clear()
-        if self._bytes < _QUEUE_BYTES:
-            self._room.set()
 
     def __repr__(self) -> str:
-        return f"<{self._topic}/{self._partition} chunks={len(self._chunks)} bytes={self._bytes}>"
+        return f"<{self._topic}/{self._partition} chunks={len(self._chunks)}>"
 
 
 def _fill(builder: BatchBuilder, chunks: Sequence[_Chunk]) -> int:

@@ -10,12 +10,14 @@ import pytest
 
 from bridge.config import parse
 from bridge.errors import PipelineStopped, first_cause
-from bridge.memory import FakeSink, FakeSource, MemoryBroker
+from bridge.kafka import Topic
+from bridge.memory import FakeSink, FakeSource, MemoryBroker, MemoryRecord
 from bridge.observe.telemetry import Telemetry
-from bridge.receipt import Receipt
+from bridge.offsets import PartitionEpoch
 from bridge.record import Segment
-from bridge.sink import Row, Sink
+from bridge.sink import Emission, Row, Sink, Write
 from bridge.sink.kafka import KafkaSink
+from bridge.sink.transactional import TransactionalSink
 from bridge.source import Source
 from bridge.source.kafka import KafkaSource
 from tests.support import Broker, pipeline
@@ -31,16 +33,21 @@ class World(Protocol):
     def sink(self) -> Sink: ...
     def results(self) -> list[Any]: ...
 
+    def letters(self) -> list[Any]: ...
+
+    events_topic: str
     results_topic: str
+    letters_topic: str
 
 
 class Memory:
     """In the process."""
 
-    results_topic = "results"
+    events_topic, results_topic, letters_topic = "events", "results", "letters"
 
-    def __init__(self) -> None:
-        self.broker = MemoryBroker({"events": PARTITIONS, "results": PARTITIONS})
+    def __init__(self, delivery: str) -> None:
+        self.broker = MemoryBroker({"events": PARTITIONS, "results": PARTITIONS, "letters": 1})
+        self.group = "g" if delivery == "exactly_once" else None
 
     def produce(self, records: list[tuple[int, bytes, bytes]]) -> None:
         for partition, key, value in records:
@@ -50,19 +57,24 @@ class Memory:
         return FakeSource(self.broker, "g", ["events"], start)
 
     def sink(self) -> Sink:
-        return FakeSink(self.broker)
+        return FakeSink(self.broker, self.group)
 
     def results(self) -> list[Any]:
         return self.broker.records("results")
+
+    def letters(self) -> list[Any]:
+        return self.broker.records("letters")
 
 
 class Real:
     """On a real Kafka."""
 
-    def __init__(self, broker: Broker) -> None:
+    def __init__(self, broker: Broker, delivery: str) -> None:
         self._broker = broker
+        self._delivery = delivery
         self.topics = broker.topics(PARTITIONS)
-        self.results_topic = self.topics["results"]
+        self.events_topic, self.results_topic = self.topics["events"], self.topics["results"]
+        self.letters_topic = self.topics["letters"]
 
     def produce(self, records: list[tuple[int, bytes, bytes]]) -> None:
         self._broker.produce(self.topics["events"], records)
@@ -71,10 +83,16 @@ class Real:
         return KafkaSource(self._config(start), Telemetry("p"))
 
     def sink(self) -> Sink:
-        return KafkaSink(self._config("earliest").kafka, {self.results_topic: 1_000_000}, Telemetry("p"))
+        counts = {self.results_topic: PARTITIONS, self.letters_topic: 1}
+        topics = {name: Topic(name, count, 1_000_000) for name, count in counts.items()}
+        kind = TransactionalSink if self._delivery == "exactly_once" else KafkaSink
+        return kind(self._config("earliest"), topics, Telemetry("p"))
 
     def results(self) -> list[Any]:
         return self._broker.read(self.results_topic)
+
+    def letters(self) -> list[Any]:
+        return self._broker.read(self.letters_topic)
 
     def _config(self, start: str) -> Any:
         document = pipeline(self._broker.bootstrap, "none:1", "m", self.topics)
@@ -83,12 +101,30 @@ class Real:
 
 
 @pytest.fixture(params=["memory", "kafka"])
-def world(request: pytest.FixtureRequest) -> World:
-    return Memory() if request.param == "memory" else Real(request.getfixturevalue("broker"))
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
-async def no_drain(_: float) -> None:
-    """Nothing is in flight."""
+@pytest.fixture
+def delivery() -> str:
+    return "at_least_once"
+
+
+@pytest.fixture
+def world(kind: str, delivery: str, request: pytest.FixtureRequest) -> World:
+    return Memory(delivery) if kind == "memory" else Real(request.getfixturevalue("broker"), delivery)
+
+
+both = pytest.mark.parametrize("delivery", ["at_least_once", "exactly_once"])
+"""For what sinks must do in either mode."""
+
+
+class Nobody:
+    """An owner with nothing in flight."""
+
+    async def claim(self, epoch: PartitionEpoch) -> None: ...
+    async def drain(self, timeout: float) -> None: ...
+    def released(self, epoch: PartitionEpoch) -> None: ...
 
 
 def consuming(make: Callable[[], Source], body: Callable[[Source], Awaitable[Any]]) -> Any:
@@ -96,7 +132,7 @@ def consuming(make: Callable[[], Source], body: Callable[[Source], Awaitable[Any
         source = make()
         async with asyncio.TaskGroup() as tasks:
             try:
-                await source.start(tasks, no_drain)
+                await source.start(tasks, Nobody())
                 return await body(source)
             finally:
                 await source.stop()
@@ -130,13 +166,13 @@ def test_everything_is_delivered_in_order_with_its_place(world: World) -> None:
     async def body(source: Source) -> list[Segment]:
         segments = await take(source, 60)
         assert source.assigned
+        assert all(segment.epoch.alive for segment in segments)
         return segments
 
     segments = consuming(world.source, body)
     for partition in range(PARTITIONS):
         assert flat(segments, partition) == [(k, v) for p, k, v in numbered(60) if p == partition]
     for segment in segments:
-        assert segment.epoch.alive
         assert list(segment.records[0].headers) == [("trace", b"t-" + (segment.records[0].key or b""))]
         assert [r.offset for r in segment.records] == list(range(segment.start, segment.start + len(segment.records)))
 
@@ -227,28 +263,48 @@ def test_the_lag_counts_what_is_not_finished(world: World) -> None:
     consuming(world.source, body)
 
 
-def test_writes_keep_their_order_and_are_acknowledged_once(world: World) -> None:
-    settled: list[int] = []
-
-    async def run() -> None:
+async def writing(world: World, body: Callable[[Sink, list[PartitionEpoch]], Awaitable[Any]]) -> Any:
+    """A sink with three claimed partitions that have a thousand events each."""
+    async with asyncio.TaskGroup() as tasks:
         sink = world.sink()
-        async with asyncio.TaskGroup() as tasks:
-            await sink.start(tasks)
-            for number in range(200):
-                epoch = _epoch()
-                receipt = Receipt(Segment(epoch, 0, [None]), lambda _, n=number: settled.append(n))  # type: ignore[list-item,misc]
-                rows: list[Row] = [
-                    (b"k", b"%d-%d" % (number, n), 1000 + n, [("h", b"x")]) for n in range(number % 4 + 1)
-                ]
-                await sink.write(world.results_topic, number % PARTITIONS, rows, receipt)
-                receipt.release()
-            async with asyncio.timeout(30):
-                while len(settled) < 200:
-                    await asyncio.sleep(0.01)
+        await sink.start(tasks, lambda epoch, after, because: pytest.fail(f"{epoch} failed: {because}"))
+        epochs = [_epoch(world.events_topic, number) for number in range(PARTITIONS)]
+        for epoch in epochs:
+            await sink.claim(epoch)
+        try:
+            return await body(sink, epochs)
+        finally:
             await sink.stop(10)
 
-    asyncio.run(run())
-    assert sorted(settled) == list(range(200))
+
+def emission(
+    epoch: PartitionEpoch, start: int, count: int, writes: list[Write], settled: Callable[[bool], None]
+) -> Emission:
+    records = [MemoryRecord(epoch.topic, epoch.partition, n, 0, None, b"x") for n in range(start, start + count)]
+    return Emission(Segment(epoch, start, records), writes, lambda _, done: settled(done))
+
+
+@both
+def test_writes_keep_their_order_and_are_settled_once(world: World) -> None:
+    settled: list[tuple[int, bool]] = []
+
+    async def body(sink: Sink, epochs: list[PartitionEpoch]) -> None:
+        places = [0] * PARTITIONS
+        for number in range(200):
+            partition = number % PARTITIONS
+            rows: list[Row] = [(b"k", b"%d-%d" % (number, n), 1000 + n, [("h", b"x")]) for n in range(number % 4 + 1)]
+            write = Write(world.results_topic, partition, rows, 100)
+            segment = (epochs[partition], places[partition], len(rows))
+            sink.write(emission(*segment, [write], lambda done, n=number: settled.append((n, done))))  # type: ignore[misc]
+            places[partition] += len(rows)
+        async with asyncio.timeout(30):
+            while len(settled) < 200:
+                await asyncio.sleep(0.01)
+        for epoch, place in zip(epochs, places, strict=True):
+            assert epoch.position == place
+
+    asyncio.run(writing(world, body))
+    assert sorted(settled) == [(n, True) for n in range(200)]
     for partition in range(PARTITIONS):
         written = [record.value for record in world.results() if record.partition == partition]
         expected = [b"%d-%d" % (n, m) for n in range(200) if n % PARTITIONS == partition for m in range(n % 4 + 1)]
@@ -257,28 +313,61 @@ def test_writes_keep_their_order_and_are_acknowledged_once(world: World) -> None
     assert (record.key, record.timestamp, list(record.headers)) == (b"k", 1000, [("h", b"x")])
 
 
-def test_a_stop_ends_in_time_and_what_is_written_before_is_there(world: World) -> None:
-    async def run() -> float:
-        sink = world.sink()
-        async with asyncio.TaskGroup() as tasks:
-            await sink.start(tasks)
-            done = asyncio.Event()
-            receipt = Receipt(Segment(_epoch(), 0, [None]), lambda _: done.set())  # type: ignore[list-item]
-            await sink.write(world.results_topic, 0, [(None, b"x", 1, [])], receipt)
-            receipt.release()
-            await done.wait()
-            begun = time.monotonic()
-            await sink.stop(10)
-        return time.monotonic() - begun
+@both
+def test_what_is_written_for_several_topics_settles_together(world: World) -> None:
+    async def body(sink: Sink, epochs: list[PartitionEpoch]) -> None:
+        settled = asyncio.Event()
+        writes = [
+            Write(world.results_topic, 0, [(b"k", b"result", 1, [])], 100),
+            Write(world.letters_topic, 0, [(b"k", b"letter", 1, [])], 100),
+        ]
+        sink.write(emission(epochs[0], 0, 2, writes, lambda done: settled.set() if done else None))
+        async with asyncio.timeout(30):
+            await settled.wait()
 
-    assert asyncio.run(run()) < 10
+    asyncio.run(writing(world, body))
+    assert [record.value for record in world.results()] == [b"result"]
+    assert [record.value for record in world.letters()] == [b"letter"]
+
+
+@both
+def test_what_is_written_after_a_release_is_dropped(world: World) -> None:
+    settled: list[bool] = []
+
+    async def body(sink: Sink, epochs: list[PartitionEpoch]) -> None:
+        epochs[0].alive = False
+        sink.release(epochs[0])
+        sink.write(
+            emission(epochs[0], 0, 1, [Write(world.results_topic, 0, [(b"k", b"late", 1, [])], 9)], settled.append)
+        )
+        async with asyncio.timeout(30):
+            while not settled:
+                await asyncio.sleep(0.01)
+
+    asyncio.run(writing(world, body))
+    assert settled == [False]
+    assert world.results() == []
+
+
+@both
+def test_a_stop_ends_in_time_and_what_is_written_before_is_there(world: World) -> None:
+    begun = 0.0
+
+    async def body(sink: Sink, epochs: list[PartitionEpoch]) -> None:
+        nonlocal begun
+        done = asyncio.Event()
+        write = Write(world.results_topic, 0, [(None, b"x", 1, [])], 100)
+        sink.write(emission(epochs[0], 0, 1, [write], lambda _: done.set()))
+        await done.wait()
+        begun = time.monotonic()
+
+    asyncio.run(writing(world, body))
+    assert time.monotonic() - begun < 10
     assert [record.value for record in world.results()] == [b"x"]
 
 
-def _epoch() -> Any:
-    from bridge.offsets import PartitionEpoch
-
-    epoch = PartitionEpoch("t", 0)
+def _epoch(topic: str, partition: int) -> PartitionEpoch:
+    epoch = PartitionEpoch(topic, partition)
     epoch.start_at(0)
-    epoch.deliver([0])
+    epoch.deliver(list(range(1000)))
     return epoch

@@ -74,7 +74,7 @@ def test_defaults_are_those_of_the_contract() -> None:
         ("result.alert", {"when": "score", "topic": "a"}, "it must compare something"),
         ("result.topic", "pages", "result.topic is 'pages', which is also consumed"),
         ("dead_letter.topic", "scores", "must differ"),
-        ("delivery", "exactly_once", "delivery: 'exactly_once' is not one of at_least_once"),
+        ("delivery", "at_most_once", "delivery: 'at_most_once' is not one of at_least_once or exactly_once"),
         ("event", {"format": "xml"}, "event.format: 'xml' is not one of json or raw"),
         ("drain_timeout", "2m", "drain_timeout must be longer than 0 and at most 45s"),
         ("observe.address", "127.0.0.1:99999", "'127.0.0.1:99999': an address is host:port"),
@@ -184,7 +184,7 @@ def test_the_reference_names_every_key_and_says_something_about_it() -> None:
     assert types["batch.max_bytes"] == "size"
     assert types["kafka.security.ca_file"] == "file"
     assert types["source.topics"] == "list of strings"
-    assert types["delivery"] == "at_least_once"
+    assert types["delivery"] == "at_least_once / exactly_once"
     assert not [text for text in types.values() if "[" in text or not text]
 
 

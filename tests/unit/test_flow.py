@@ -16,10 +16,10 @@ from bridge.flow import Flow
 from bridge.infer import Disposition, InferenceError
 from bridge.infer.fake import FakeServer
 from bridge.infer.predictor import Predictor
+from bridge.kafka import Topic
 from bridge.memory import FakeSink, FakeSource, MemoryBroker
 from bridge.observe.health import Health
 from bridge.observe.telemetry import Telemetry
-from bridge.partition import Partitioner
 from bridge.plan import Plan
 from bridge.tensors import ModelSpec, TensorSpec
 
@@ -82,12 +82,14 @@ def world(limits: dict[str, int] | None = None, **sections: Any) -> World:
     config = parse(document, {})
     partitions = {"events": PARTITIONS, "results": PARTITIONS, "alerts": PARTITIONS, "letters": 1}
     broker = MemoryBroker(partitions)
-    source, sink, server = FakeSource(broker, "p", ["events"]), FakeSink(broker), FakeServer(MODEL, poison)
+    sink_group = "p" if config.delivery == "exactly_once" else None
+    source, sink, server = FakeSource(broker, "p", ["events"]), FakeSink(broker, sink_group), FakeServer(MODEL, poison)
     telemetry, health = Telemetry("p"), Health()
     plan = Plan.compile(config, MODEL)
     predictor = Predictor(server, MODEL, plan.outputs, telemetry, health, random.Random(1))
     sizes = dict.fromkeys(partitions, 1_000_000) | (limits or {})
-    flow = Flow(config, plan, source, predictor, sink, Partitioner(config, partitions), sizes, telemetry, health)
+    topics = {name: Topic(name, count, sizes[name]) for name, count in partitions.items()}
+    flow = Flow(config, plan, source, predictor, sink, topics, telemetry, health, clock=lambda: 2000.0)
     return World(config, broker, source, sink, server, telemetry, health, flow)
 
 
@@ -239,7 +241,7 @@ def test_nothing_is_committed_before_it_is_acknowledged(virtual_time: asyncio.Ru
     async def body() -> None:
         await asyncio.sleep(60)
         assert w.committed()[0] == 0
-        w.sink.release()
+        w.sink.resume()
         await until(lambda: w.committed()[0] == 20)
 
     virtual_time.run(flowing(w, body))

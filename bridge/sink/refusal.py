@@ -1,0 +1,77 @@
+"""What a topic that refuses outcomes means: for one partition, or for the pipeline.
+
+A topic that takes smaller records than before gives dead letters instead of results. Where letters cannot be written,
+the partitions that need one halt and the others go on. Where results cannot be written, nothing can go on.
+"""
+
+from collections.abc import MutableMapping
+
+from aiokafka.errors import (
+    InvalidTimestampError,
+    InvalidTopicError,
+    MessageSizeTooLargeError,
+    PolicyViolationError,
+    RecordListTooLargeError,
+    TopicAuthorizationFailedError,
+)
+
+from bridge.config import Pipeline
+from bridge.errors import PartitionHalted, PipelineStopped
+from bridge.kafka import Topic, refresh_topics, sentence
+from bridge.offsets import PartitionEpoch
+from bridge.retry import HALTED_SECONDS
+
+_TOO_LARGE = (MessageSizeTooLargeError, RecordListTooLargeError)
+REFUSALS = (
+    *_TOO_LARGE,
+    InvalidTopicError,
+    InvalidTimestampError,
+    PolicyViolationError,
+    TopicAuthorizationFailedError,
+    AssertionError,  # the client's word for a partition that the topic does not have
+)
+"""Errors of a write that trying again does not cure. Nothing is lost: the offsets stay uncommitted."""
+
+
+async def after_refusal(
+    config: Pipeline, topics: MutableMapping[str, Topic], topic: str, partition: int, error: BaseException
+) -> tuple[float, str]:
+    """When the partitions whose outcomes were refused begin again, and why.
+
+    Returns:
+        Seconds to wait before, and the reason in a sentence.
+
+    Raises:
+        PipelineStopped: no outcome at all can be written.
+    """
+    if isinstance(error, _TOO_LARGE):
+        before = topics[topic].max_message_bytes
+        await refresh_topics(config.kafka, topics)
+        now = topics[topic].max_message_bytes
+        if now < before:
+            return 0.0, f"topic {topic!r} takes {now} bytes now instead of {before}"
+    detail = " ".join(str(error).split()) or type(error).__name__
+    said = sentence(error, config.kafka) if isinstance(error, TopicAuthorizationFailedError) else detail
+    because = f"{topic}/{partition} refuses what is to be written: {said}"
+    if topic == config.dead_letter.topic:
+        return HALTED_SECONDS, because
+    raise PipelineStopped(because) from error
+
+
+async def check_partition(config: Pipeline, topics: MutableMapping[str, Topic], epoch: PartitionEpoch) -> None:
+    """Whether results have a partition to go to, which a source topic that has grown may lack.
+
+    Raises:
+        PartitionHalted: they have none.
+    """
+    if config.result.partition != "source":
+        return
+    names = [config.result.topic, *([config.result.alert.topic] if config.result.alert else [])]
+    if any(topics[name].partitions <= epoch.partition for name in names):
+        await refresh_topics(config.kafka, topics)
+    for name in names:
+        if topics[name].partitions <= epoch.partition:
+            raise PartitionHalted(
+                f"{epoch.topic} has a partition {epoch.partition}, but {name!r} has only {topics[name].partitions} "
+                "partitions, and results keep their event's partition; add partitions to it"
+            )

@@ -1,0 +1,293 @@
+"""Exactly once: the outcomes of a partition and its offset, in one transaction.
+
+Each input partition has a producer of its own, whose transactional id names the partition. Starting it ends whatever
+transaction an earlier owner left open and fences that owner, and only then is the committed offset read: so there is
+always one owner, and it knows what was done.
+
+    claim: producer.start()  ->  Source reads the committed offset and seeks
+    lane:  begin -> write, all acknowledged -> ... for a commit interval ... -> offset -> epoch alive? -> commit
+
+There is one way out of any failure, known or not: the epoch ends, a new one claims the partition again, which aborts
+what is open, and the committed offset tells whether the last transaction took effect. Nothing is decided by hope.
+"""
+
+import asyncio
+import random
+from collections import defaultdict, deque
+from collections.abc import MutableMapping, Sequence
+
+import structlog
+from aiokafka import AIOKafkaProducer, TopicPartition
+from aiokafka.errors import InvalidProducerEpoch, KafkaError, ProducerFenced
+
+from bridge.config import Pipeline
+from bridge.errors import PipelineStopped
+from bridge.kafka import FATAL, Topic, client_options, sentence, stop_client
+from bridge.observe.telemetry import Telemetry
+from bridge.offsets import PartitionEpoch
+from bridge.retry import Backoff
+from bridge.sink import BATCH_BYTES, Emission, Restart, Row
+from bridge.sink.refusal import REFUSALS, after_refusal, check_partition
+
+log = structlog.get_logger()
+
+TRANSACTION_TIMEOUT = 60.0
+"""After so many seconds the broker aborts a transaction whose producer is gone."""
+_DEADLINE = 30.0  # of everything in one transaction; well below the broker's own
+_STOP_TIMEOUT = 5.0
+_FENCED_PAUSE = 6.0  # two heartbeats: by then a member that has lost its partitions knows it
+_MOST_FENCES = 3
+
+
+class TransactionalSink:
+    """`Sink` over one transactional producer for each input partition.
+
+    Args:
+        config: the configuration.
+        topics: the topics of the outcomes; looked up again when one refuses a batch.
+        telemetry: where commits and the queue's length are recorded.
+    """
+
+    def __init__(self, config: Pipeline, topics: MutableMapping[str, Topic], telemetry: Telemetry) -> None:
+        self._config = config
+        self._topics = topics
+        self._telemetry = telemetry
+        self._tasks: asyncio.TaskGroup | None = None
+        self._restart: Restart | None = None
+        self._lanes: dict[PartitionEpoch, _Lane] = {}
+        self._closing: dict[tuple[str, int], asyncio.Task[None]] = {}
+        self._fences: defaultdict[tuple[str, int], int] = defaultdict(int)
+        self._backoffs: dict[tuple[str, int], Backoff] = {}
+        self.queued = 0
+        """Records that are not acknowledged yet."""
+
+    async def start(self, tasks: asyncio.TaskGroup, restart: Restart) -> None:
+        """See `Sink`; producers start with their partitions."""
+        self._tasks = tasks
+        self._restart = restart
+
+    async def claim(self, epoch: PartitionEpoch) -> None:
+        """See `Sink`: fence whoever wrote for this partition before."""
+        await check_partition(self._config, self._topics, epoch)
+        place = (epoch.topic, epoch.partition)
+        if place in self._closing:  # our own former producer, which would be fenced in the middle of its farewell
+            await asyncio.wait({self._closing[place]})
+        limits = [topic.max_message_bytes for topic in self._topics.values()]
+        producer = AIOKafkaProducer(
+            **client_options(self._config.kafka),
+            transactional_id=transactional_id(self._config, *place),
+            transaction_timeout_ms=int(TRANSACTION_TIMEOUT * 1000),
+            acks="all",
+            max_batch_size=min(BATCH_BYTES, *limits),
+            max_request_size=64 * 2**20,
+            request_timeout_ms=10_000,
+        )
+        started = False
+        try:
+            await producer.start()
+            started = True
+        finally:
+            if not started:
+                await asyncio.shield(stop_client(producer, _STOP_TIMEOUT))
+        if not epoch.alive:
+            await stop_client(producer, _STOP_TIMEOUT)
+            return
+        assert self._tasks is not None, "started"  # noqa: S101 - for the type checker
+        lane = self._lanes[epoch] = _Lane(self, epoch, producer, self._config)
+        lane.task = self._tasks.create_task(lane.run(), name=f"transactions {epoch.topic}/{epoch.partition}")
+
+    def release(self, epoch: PartitionEpoch) -> None:
+        """See `Sink`: drop what waits, and let the producer go."""
+        lane = self._lanes.pop(epoch, None)
+        if lane is not None:
+            place = (epoch.topic, epoch.partition)
+            assert self._tasks is not None, "started"  # noqa: S101 - for the type checker
+            closing = self._closing[place] = self._tasks.create_task(lane.close(), name="close producer")
+            closing.add_done_callback(lambda task: self._closing.pop(place) if self._closing[place] is task else None)
+
+    def write(self, emission: Emission) -> None:
+        """See `Sink`."""
+        lane = self._lanes.get(emission.segment.epoch)
+        if lane is None:
+            emission.drop()
+        else:
+            lane.add(emission)
+
+    async def stop(self, timeout: float) -> None:
+        """See `Sink`."""
+        lanes = list(self._lanes.values())
+        self._lanes.clear()
+        await asyncio.gather(*(lane.close(timeout) for lane in lanes), *self._closing.values(), return_exceptions=True)
+
+    def committed(self, epoch: PartitionEpoch, seconds: float) -> None:
+        """A transaction has been committed in so many seconds."""
+        place = (epoch.topic, epoch.partition)
+        self._telemetry.commit_seconds.observe(seconds)
+        self._fences.pop(place, None)
+        self._backoffs.pop(place, None)
+
+    async def failed(self, epoch: PartitionEpoch, topic: str, partition: int, error: BaseException) -> None:
+        """A transaction did not come to its end; begin again, unless nothing can cure it.
+
+        Raises:
+            PipelineStopped: nothing can.
+        """
+        after, because = await self._verdict(epoch, topic, partition, error)
+        self._telemetry.retry("transaction")
+        assert self._restart is not None, "started"  # noqa: S101 - for the type checker
+        self._restart(epoch, after, because)
+
+    async def _verdict(
+        self, epoch: PartitionEpoch, topic: str, partition: int, error: BaseException
+    ) -> tuple[float, str]:
+        place = (epoch.topic, epoch.partition)
+        match error:
+            case ProducerFenced() | InvalidProducerEpoch():
+                self._fences[place] += 1
+                name = transactional_id(self._config, *place)
+                if self._fences[place] >= _MOST_FENCES:
+                    raise PipelineStopped(
+                        f"another producer uses the transactional id {name!r} and has fenced this one "
+                        f"{_MOST_FENCES} times; is another pipeline running with the same name and group?"
+                    ) from error
+                return _FENCED_PAUSE, f"another producer has taken over the transactional id {name!r}"
+            case _ if isinstance(error, REFUSALS):
+                for name in error.args[0] if error.args and isinstance(error.args[0], set) else ():
+                    topic = name  # the coordinator refuses topics before anything is sent to them
+                return await after_refusal(self._config, self._topics, topic, partition, error)
+            case _ if isinstance(error, FATAL):
+                raise PipelineStopped(sentence(error, self._config.kafka)) from error
+            case TimeoutError():
+                because = f"a transaction did not end within {_DEADLINE:.0f} s"
+            case _:
+                because = sentence(error, self._config.kafka)
+        backoff = self._backoffs.setdefault(place, Backoff(0.1, 5.0, random.Random()))
+        return backoff.next(), because
+
+    def count(self, change: int) -> None:
+        """So many more records wait for their acknowledgement."""
+        self.queued += change
+        self._telemetry.queue("sink").set(self.queued)
+
+    def __repr__(self) -> str:
+        return f"<TransactionalSink queued={self.queued} lanes={list(self._lanes.values())}>"
+
+
+class _Lane:
+    """The transactions of one partition under one epoch."""
+
+    def __init__(
+        self, sink: TransactionalSink, epoch: PartitionEpoch, producer: AIOKafkaProducer, config: Pipeline
+    ) -> None:
+        self._sink = sink
+        self._epoch = epoch
+        self._producer = producer
+        self._group = config.group
+        self._interval = config.commit_interval
+        self._waiting: deque[Emission] = deque()
+        self._taken: list[Emission] = []
+        self._filled = asyncio.Event()
+        self._writing = ("", 0)
+        self.task: asyncio.Task[None] | None = None
+
+    def add(self, emission: Emission) -> None:
+        self._sink.count(sum(len(write.rows) for write in emission.writes))
+        self._waiting.append(emission)
+        self._filled.set()
+
+    async def run(self) -> None:
+        loop = asyncio.get_running_loop()
+        due = loop.time()
+        while True:
+            await self._filled.wait()
+            began = loop.time()
+            try:
+                async with asyncio.timeout(_DEADLINE):
+                    await self._transaction(max(due, began))
+            except (KafkaError, TimeoutError, AssertionError) as error:
+                await self._sink.failed(self._epoch, *self._writing, error)
+                return
+            due = loop.time() + self._interval
+            self._sink.committed(self._epoch, loop.time() - began)
+
+    async def _transaction(self, until: float) -> None:
+        """Everything that comes until then, and what has been done with it, or nothing of it."""
+        producer, epoch = self._producer, self._epoch
+        loop = asyncio.get_running_loop()
+        await producer.begin_transaction()
+        while True:
+            chunk = list(self._waiting)
+            self._waiting.clear()
+            self._filled.clear()
+            self._taken += chunk
+            await self._write(chunk)
+            left = until - loop.time()
+            if left <= 0:
+                break
+            if not self._waiting:
+                try:
+                    async with asyncio.timeout(left):
+                        await self._filled.wait()
+                except TimeoutError:
+                    break
+        last = self._taken[-1].segment.records[-1].offset
+        tp = TopicPartition(epoch.topic, epoch.partition)
+        await producer.send_offsets_to_transaction({tp: last + 1}, self._group)
+        if not epoch.alive:
+            raise ProducerFenced  # the group has taken the partition away: whoever has it now fences us
+        await producer.commit_transaction()
+        done, self._taken = self._taken, []
+        epoch.committed = last + 1
+        self._settle(done, True)
+
+    async def _write(self, emissions: Sequence[Emission]) -> None:
+        """Send all their rows, and wait until every one is acknowledged; a commit alone would not notice a failure."""
+        rows: dict[tuple[str, int], list[Row]] = {}
+        for emission in emissions:
+            for write in emission.writes:
+                rows.setdefault((write.topic, write.partition), []).extend(write.rows)
+        while rows:
+            futures = []
+            for (topic, partition), waiting in list(rows.items()):
+                self._writing = (topic, partition)
+                builder = self._producer.create_batch()
+                append = builder.append
+                sent = 0
+                for row in waiting:
+                    if append(timestamp=row[2], key=row[0], value=row[1], headers=row[3]) is None:
+                        break
+                    sent += 1
+                futures.append(
+                    ((topic, partition), await self._producer.send_batch(builder, topic, partition=partition))
+                )
+                if sent == len(waiting):
+                    del rows[topic, partition]
+                else:
+                    rows[topic, partition] = waiting[sent:]
+            for self._writing, future in futures:
+                await future
+
+    async def close(self, timeout: float = _STOP_TIMEOUT) -> None:
+        """Drop what waits, and let the producer go; a transaction that is open is ended by the next claim."""
+        if self.task is not None and self.task is not asyncio.current_task():
+            self.task.cancel()
+        dropped, self._taken = [*self._taken, *self._waiting], []
+        self._waiting.clear()
+        self._settle(dropped, False)
+        await stop_client(self._producer, timeout)
+
+    def _settle(self, emissions: Sequence[Emission], committed: bool) -> None:
+        for emission in emissions:
+            self._sink.count(-sum(len(write.rows) for write in emission.writes))
+            if committed:
+                emission.acknowledge()
+            else:
+                emission.drop()
+
+    def __repr__(self) -> str:
+        return f"<{self._epoch.topic}/{self._epoch.partition} waiting={len(self._waiting)} taken={len(self._taken)}>"
+
+
+def transactional_id(config: Pipeline, topic: str, partition: int) -> str:
+    """The transactional id of a partition: the same for whoever owns it, so that a new owner fences the old one."""
+    return f"{config.name}-{config.group}-{topic}-{partition}"

@@ -1,0 +1,84 @@
+"""The Kafka consumer of a member, and what has to be known of its inner life that its interface does not tell.
+
+The only place that reaches into aiokafka's private parts; written against 0.14.
+"""
+
+import asyncio
+from typing import Any
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
+from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
+
+from bridge.config import Pipeline
+from bridge.kafka import client_options
+
+_NEVER_MS = 2**31 - 1
+
+
+class GroupConsumer(AIOKafkaConsumer):  # type: ignore[misc]
+    """A member of the pipeline's group.
+
+    Attributes:
+        heard: when the coordinator last answered a heartbeat, in the loop's time; 0 when it has not.
+    """
+
+    def __init__(self, config: Pipeline) -> None:
+        source = config.source
+        super().__init__(
+            **client_options(config.kafka),
+            group_id=config.group,
+            group_instance_id=source.instance_id,
+            # Sticky first; round robin is what a member of the version before offers, so that the two can meet. A class
+            # of its own for each consumer, since this client keeps the last assignment in the class.
+            partition_assignment_strategy=(
+                type("Sticky", (StickyPartitionAssignor,), {}),
+                RoundRobinPartitionAssignor,
+            ),
+            enable_auto_commit=False,
+            auto_offset_reset="none",  # a lost offset is decided by source.start, never by a silent jump to latest
+            isolation_level="read_committed",
+            session_timeout_ms=int(source.session_timeout * 1000),
+            rebalance_timeout_ms=60_000,
+            heartbeat_interval_ms=int(min(3.0, source.session_timeout / 3) * 1000),
+            # A paused intake must not be expelled from the group; that the loop turns is what /health/live watches.
+            max_poll_interval_ms=_NEVER_MS,
+            fetch_max_wait_ms=250,
+        )
+        self.heard = 0.0
+
+    def watch_heartbeats(self) -> None:
+        """From now on keep `heard` up to date; once started."""
+        coordinator, loop = self._coordinator, asyncio.get_running_loop()
+        beat = coordinator._do_heartbeat
+
+        async def timed() -> bool:
+            answered: bool = await beat()
+            if answered:
+                self.heard = loop.time()
+            return answered
+
+        coordinator._do_heartbeat = timed
+
+    @property
+    def expelled(self) -> bool:
+        """Whether the group has said that it does not know this member."""
+        return not self._coordinator.member_id
+
+    @property
+    def ended(self) -> str | None:
+        """Which of the inner tasks has ended: none may while the client is in use."""
+        if self._coordinator._coordination_task.done():
+            return "task of group coordination"
+        if self._fetcher._fetch_task.done():
+            return "task of fetching"
+        return None
+
+    def check_coordinator(self) -> None:
+        """Raise what the coordinator has refused, which otherwise waits for the next poll, and that may be far."""
+        self._coordinator.check_errors()
+
+    def sign(self, tp: TopicPartition) -> Any:
+        """Something that changes with every answer to a fetch, and all the time while fetched records lie here."""
+        lying = asyncio.get_running_loop().time() if tp in self._fetcher._records else None
+        return self.last_poll_timestamp(tp), lying
