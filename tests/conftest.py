@@ -17,6 +17,11 @@ settings.register_profile("suite", deadline=None, derandomize=True, max_examples
 settings.load_profile("suite")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """How thorough the fault rows are."""
+    parser.addoption("--seeds", type=int, default=1, help="run each row of the fault catalogue with so many seeds")
+
+
 @pytest.fixture(scope="session")
 def kafka() -> Iterator[KafkaCluster]:
     """A real Kafka of one broker."""
