@@ -8,7 +8,7 @@ READY  := $(VENV)/.ready
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint protos models bench docs clean
+.PHONY: help demo test fault-rows lint protos models bench docs clean
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 18
@@ -18,6 +18,9 @@ demo: $(READY) ## stream real data through a real Kafka and a real Triton, and s
 
 test: $(READY) lint ## lint, types, import rules, generated files, and every test against real Kafka and Triton (ARGS="-k name")
 	@$(BIN)/pytest $(ARGS)
+
+fault-rows: $(READY) ## every row of the fault catalogue, in both modes (ARGS="--seeds 5")
+	@$(BIN)/pytest tests/faults --all-rows $(ARGS)
 
 lint: $(READY) ## style, types, import rules, and that generated files are up to date
 	@$(BIN)/ruff check .

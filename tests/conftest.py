@@ -19,6 +19,7 @@ settings.load_profile("suite")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """How thorough the fault rows are."""
+    parser.addoption("--all-rows", action="store_true", help="run every row of the fault catalogue, in both modes")
     parser.addoption("--seeds", type=int, default=1, help="run each row of the fault catalogue with so many seeds")
 
 

@@ -25,6 +25,7 @@ class V2Server(pb_grpc.GRPCInferenceServiceServicer):
         self.answer = answer
         self.calls = 0
         self.version = "1"
+        self.datatype = "FP32"  # of x, as the metadata tells it
 
     async def ModelReady(self, request: Any, context: Any) -> Any:  # noqa: N802
         return pb.ModelReadyResponse(ready=True)
@@ -34,7 +35,7 @@ class V2Server(pb_grpc.GRPCInferenceServiceServicer):
         return pb.ModelMetadataResponse(
             name=request.name,
             versions=[self.version],
-            inputs=[tensor(name="x", datatype="FP32", shape=[-1, 1])],
+            inputs=[tensor(name="x", datatype=self.datatype, shape=[-1, 1])],
             outputs=[tensor(name="y", datatype="FP32", shape=[-1, 1])],
         )
 

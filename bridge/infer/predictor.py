@@ -94,7 +94,7 @@ class Predictor:
 
     @property
     def paused(self) -> bool:
-        """Whether the server is away, so that no more events should be taken in; some batch must be there to probe it."""
+        """Whether the server is away, so that no more events should be taken in; some batch is there to probe it."""
         return self._circuit.open and self._open > 0
 
     async def predict(self, decoded: Decoded, abandoned: Callable[[], bool]) -> Predicted:
@@ -199,7 +199,9 @@ class Predictor:
             suspect = failed.disposition is Disposition.DATA or unsure >= _UNSURE_TRIES
             if suspect and (len(rows) > 1 or await self._guilty(failed, since)):
                 raise _Refused(failed, attempts)
-            self._circuit.failed()
+            if not suspect or self._good is not None:
+                # A suspect is not acquitted while nothing has ever been answered: other events must come to be asked.
+                self._circuit.failed()
             self._away(failed)
             if backoff is None:
                 first, most = _FIRST_DELAY.get(failed.disposition, 0.1), _MOST_DELAY.get(failed.disposition, 5.0)

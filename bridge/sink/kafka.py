@@ -9,7 +9,7 @@ Every topic has a producer of its own: dead letters that cannot be written do no
 import asyncio
 import random
 from collections import deque
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -97,7 +97,12 @@ class KafkaSink:
                 async with asyncio.timeout(_SEND_TIMEOUT):
                     await (await producer.send_batch(builder, topic, partition=partition))
             except REFUSALS as error:
-                await self._refused(topic, partition, chunks, error)
+                limit = renewable.limit
+                after, because = await after_refusal(self._config, self._topics, topic, partition, limit, error)
+                await renewable.renew(producer)  # a topic that takes less needs smaller batches
+                assert self._restart is not None, "started"  # noqa: S101 - for the type checker
+                for epoch in {chunk.pending.emission.segment.epoch for chunk in chunks}:
+                    self._restart(epoch, after, because)
                 return 0
             except FATAL as error:
                 raise PipelineStopped(sentence(error, self._config.kafka)) from error
@@ -111,12 +116,6 @@ class KafkaSink:
                 return count
         return 0
 
-    async def _refused(self, topic: str, partition: int, chunks: Sequence["_Chunk"], error: BaseException) -> None:
-        after, because = await after_refusal(self._config, self._topics, topic, partition, error)
-        assert self._restart is not None, "started"  # noqa: S101 - for the type checker
-        for epoch in {chunk.pending.emission.segment.epoch for chunk in chunks}:
-            self._restart(epoch, after, because)
-
     def count(self, change: int) -> None:
         """So many more records wait for their acknowledgement."""
         self.queued += change
@@ -124,7 +123,7 @@ class KafkaSink:
 
     def _producer(self, topic: str) -> "_Producer":
         if topic not in self._producers:
-            self._producers[topic] = _Producer(self._config, self._topics[topic].max_message_bytes, self._telemetry)
+            self._producers[topic] = _Producer(self._config, self._topics, topic, self._telemetry)
         return self._producers[topic]
 
     def _writer(self, topic: str, partition: int) -> "_Writer":
@@ -142,9 +141,12 @@ class KafkaSink:
 class _Producer:
     """The producer of one topic, replaced after a failure."""
 
-    def __init__(self, config: Pipeline, limit: int, telemetry: Telemetry) -> None:
+    def __init__(self, config: Pipeline, topics: Mapping[str, Topic], topic: str, telemetry: Telemetry) -> None:
         self._kafka = config.kafka
-        self._batch_bytes = min(BATCH_BYTES, limit)
+        self._topics = topics
+        self._topic = topic
+        self.limit = 0
+        """The topic's max.message.bytes that it was made for."""
         self._telemetry = telemetry
         self._producer: AIOKafkaProducer | None = None
         self._renewing = asyncio.Lock()
@@ -164,11 +166,12 @@ class _Producer:
             backoff = Backoff(0.1, 5.0, random.Random())
             said = False
             while self._producer is None:
+                self.limit = self._topics[self._topic].max_message_bytes
                 producer = AIOKafkaProducer(
                     **client_options(self._kafka),
                     acks="all",
                     enable_idempotence=True,
-                    max_batch_size=self._batch_bytes,
+                    max_batch_size=min(BATCH_BYTES, self.limit),
                     max_request_size=64 * 2**20,
                     request_timeout_ms=30_000,
                 )

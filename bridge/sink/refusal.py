@@ -34,9 +34,17 @@ REFUSALS = (
 
 
 async def after_refusal(
-    config: Pipeline, topics: MutableMapping[str, Topic], topic: str, partition: int, error: BaseException
+    config: Pipeline, topics: MutableMapping[str, Topic], topic: str, partition: int, limit: int, error: BaseException
 ) -> tuple[float, str]:
     """When the partitions whose outcomes were refused begin again, and why.
+
+    Args:
+        config: the configuration.
+        topics: brought up to date where it matters.
+        topic: what refused.
+        partition: of it.
+        limit: the max.message.bytes that the refused batch was made for.
+        error: the refusal.
 
     Returns:
         Seconds to wait before, and the reason in a sentence.
@@ -45,11 +53,10 @@ async def after_refusal(
         PipelineStopped: no outcome at all can be written.
     """
     if isinstance(error, _TOO_LARGE):
-        before = topics[topic].max_message_bytes
         await refresh_topics(config.kafka, topics)
         now = topics[topic].max_message_bytes
-        if now < before:
-            return 0.0, f"topic {topic!r} takes {now} bytes now instead of {before}"
+        if now < limit:
+            return 0.0, f"topic {topic!r} takes {now} bytes now instead of {limit}"
     detail = " ".join(str(error).split()) or type(error).__name__
     said = sentence(error, config.kafka) if isinstance(error, TopicAuthorizationFailedError) else detail
     because = f"{topic}/{partition} refuses what is to be written: {said}"

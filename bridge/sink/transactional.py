@@ -14,7 +14,8 @@ what is open, and the committed offset tells whether the last transaction took e
 import asyncio
 import random
 from collections import defaultdict, deque
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
+from functools import partial
 
 import structlog
 from aiokafka import AIOKafkaProducer, TopicPartition
@@ -37,6 +38,7 @@ _DEADLINE = 30.0  # of everything in one transaction; well below the broker's ow
 _STOP_TIMEOUT = 5.0
 _FENCED_PAUSE = 6.0  # two heartbeats: by then a member that has lost its partitions knows it
 _MOST_FENCES = 3
+_FENCES_SECONDS = 60.0
 
 
 class TransactionalSink:
@@ -56,7 +58,7 @@ class TransactionalSink:
         self._restart: Restart | None = None
         self._lanes: dict[PartitionEpoch, _Lane] = {}
         self._closing: dict[tuple[str, int], asyncio.Task[None]] = {}
-        self._fences: defaultdict[tuple[str, int], int] = defaultdict(int)
+        self._fences: defaultdict[tuple[str, int], deque[float]] = defaultdict(partial(deque, maxlen=_MOST_FENCES))
         self._backoffs: dict[tuple[str, int], Backoff] = {}
         self.queued = 0
         """Records that are not acknowledged yet."""
@@ -72,13 +74,13 @@ class TransactionalSink:
         place = (epoch.topic, epoch.partition)
         if place in self._closing:  # our own former producer, which would be fenced in the middle of its farewell
             await asyncio.wait({self._closing[place]})
-        limits = [topic.max_message_bytes for topic in self._topics.values()]
+        limits = {name: topic.max_message_bytes for name, topic in self._topics.items()}
         producer = AIOKafkaProducer(
             **client_options(self._config.kafka),
             transactional_id=transactional_id(self._config, *place),
             transaction_timeout_ms=int(TRANSACTION_TIMEOUT * 1000),
             acks="all",
-            max_batch_size=min(BATCH_BYTES, *limits),
+            max_batch_size=min(BATCH_BYTES, *limits.values()),
             max_request_size=64 * 2**20,
             request_timeout_ms=10_000,
         )
@@ -93,7 +95,7 @@ class TransactionalSink:
             await stop_client(producer, _STOP_TIMEOUT)
             return
         assert self._tasks is not None, "started"  # noqa: S101 - for the type checker
-        lane = self._lanes[epoch] = _Lane(self, epoch, producer, self._config)
+        lane = self._lanes[epoch] = _Lane(self, epoch, producer, self._config, limits)
         lane.task = self._tasks.create_task(lane.run(), name=f"transactions {epoch.topic}/{epoch.partition}")
 
     def release(self, epoch: PartitionEpoch) -> None:
@@ -101,9 +103,13 @@ class TransactionalSink:
         lane = self._lanes.pop(epoch, None)
         if lane is not None:
             place = (epoch.topic, epoch.partition)
-            assert self._tasks is not None, "started"  # noqa: S101 - for the type checker
-            closing = self._closing[place] = self._tasks.create_task(lane.close(), name="close producer")
-            closing.add_done_callback(lambda task: self._closing.pop(place) if self._closing[place] is task else None)
+            # Not in the task group: partitions are also released when that has ended already. `stop` waits for it.
+            closing = self._closing[place] = asyncio.create_task(lane.close(), name="close producer")
+            closing.add_done_callback(partial(self._closed, place))
+
+    def _closed(self, place: tuple[str, int], task: asyncio.Task[None]) -> None:
+        if self._closing.get(place) is task:
+            del self._closing[place]
 
     def write(self, emission: Emission) -> None:
         """See `Sink`."""
@@ -123,38 +129,39 @@ class TransactionalSink:
         """A transaction has been committed in so many seconds."""
         place = (epoch.topic, epoch.partition)
         self._telemetry.commit_seconds.observe(seconds)
-        self._fences.pop(place, None)
         self._backoffs.pop(place, None)
 
-    async def failed(self, epoch: PartitionEpoch, topic: str, partition: int, error: BaseException) -> None:
+    async def failed(self, lane: "_Lane", topic: str, partition: int, error: BaseException) -> None:
         """A transaction did not come to its end; begin again, unless nothing can cure it.
 
         Raises:
             PipelineStopped: nothing can.
         """
-        after, because = await self._verdict(epoch, topic, partition, error)
+        after, because = await self._verdict(lane, topic, partition, error)
         self._telemetry.retry("transaction")
         assert self._restart is not None, "started"  # noqa: S101 - for the type checker
-        self._restart(epoch, after, because)
+        self._restart(lane.epoch, after, because)
 
-    async def _verdict(
-        self, epoch: PartitionEpoch, topic: str, partition: int, error: BaseException
-    ) -> tuple[float, str]:
-        place = (epoch.topic, epoch.partition)
+    async def _verdict(self, lane: "_Lane", topic: str, partition: int, error: BaseException) -> tuple[float, str]:
+        place = (lane.epoch.topic, lane.epoch.partition)
         match error:
             case ProducerFenced() | InvalidProducerEpoch():
-                self._fences[place] += 1
+                now = asyncio.get_running_loop().time()
+                fences = self._fences[place]
+                fences.append(now)
                 name = transactional_id(self._config, *place)
-                if self._fences[place] >= _MOST_FENCES:
+                # Once is a partition that has moved. Time and again is somebody who does not belong to the group.
+                if len(fences) == _MOST_FENCES and now - fences[0] < _FENCES_SECONDS:
                     raise PipelineStopped(
-                        f"another producer uses the transactional id {name!r} and has fenced this one "
-                        f"{_MOST_FENCES} times; is another pipeline running with the same name and group?"
+                        f"another producer uses the transactional id {name!r} and has fenced this one {_MOST_FENCES} "
+                        f"times in {now - fences[0]:.0f} s; is another pipeline running with the same name and group?"
                     ) from error
                 return _FENCED_PAUSE, f"another producer has taken over the transactional id {name!r}"
             case _ if isinstance(error, REFUSALS):
                 for name in error.args[0] if error.args and isinstance(error.args[0], set) else ():
                     topic = name  # the coordinator refuses topics before anything is sent to them
-                return await after_refusal(self._config, self._topics, topic, partition, error)
+                limit = lane.limits.get(topic, 0)
+                return await after_refusal(self._config, self._topics, topic, partition, limit, error)
             case _ if isinstance(error, FATAL):
                 raise PipelineStopped(sentence(error, self._config.kafka)) from error
             case TimeoutError():
@@ -177,13 +184,20 @@ class _Lane:
     """The transactions of one partition under one epoch."""
 
     def __init__(
-        self, sink: TransactionalSink, epoch: PartitionEpoch, producer: AIOKafkaProducer, config: Pipeline
+        self,
+        sink: TransactionalSink,
+        epoch: PartitionEpoch,
+        producer: AIOKafkaProducer,
+        config: Pipeline,
+        limits: Mapping[str, int],
     ) -> None:
         self._sink = sink
-        self._epoch = epoch
+        self.epoch = epoch
         self._producer = producer
         self._group = config.group
         self._interval = config.commit_interval
+        self.limits = limits
+        """Topic -> the max.message.bytes that its batches are made for."""
         self._waiting: deque[Emission] = deque()
         self._taken: list[Emission] = []
         self._filled = asyncio.Event()
@@ -205,14 +219,14 @@ class _Lane:
                 async with asyncio.timeout(_DEADLINE):
                     await self._transaction(max(due, began))
             except (KafkaError, TimeoutError, AssertionError) as error:
-                await self._sink.failed(self._epoch, *self._writing, error)
+                await self._sink.failed(self, *self._writing, error)
                 return
             due = loop.time() + self._interval
-            self._sink.committed(self._epoch, loop.time() - began)
+            self._sink.committed(self.epoch, loop.time() - began)
 
     async def _transaction(self, until: float) -> None:
         """Everything that comes until then, and what has been done with it, or nothing of it."""
-        producer, epoch = self._producer, self._epoch
+        producer, epoch = self._producer, self.epoch
         loop = asyncio.get_running_loop()
         await producer.begin_transaction()
         while True:
@@ -285,7 +299,7 @@ class _Lane:
                 emission.drop()
 
     def __repr__(self) -> str:
-        return f"<{self._epoch.topic}/{self._epoch.partition} waiting={len(self._waiting)} taken={len(self._taken)}>"
+        return f"<{self.epoch.topic}/{self.epoch.partition} waiting={len(self._waiting)} taken={len(self._taken)}>"
 
 
 def transactional_id(config: Pipeline, topic: str, partition: int) -> str:

@@ -94,16 +94,31 @@ def explain(config: ConfigArgument, as_json: JsonOption = False) -> None:
 
 def _guarantee(pipeline: Pipeline) -> dict[str, str]:
     batch = pipeline.batch
-    return {
-        "guarantee": (
+    if pipeline.delivery == "exactly_once":
+        guarantee = (
+            "exactly once: results, alerts, dead letters and the offset of a partition are written in one Kafka "
+            "transaction; a reader with isolation level read_committed sees every outcome once, in the order of its "
+            "partition"
+        )
+        window = (
+            f"none for such a reader; after a crash the events of the open transaction, at most "
+            f"{format_duration(pipeline.commit_interval)} (commit_interval) of finished ones and up to "
+            f"{batch.in_flight} batches of {batch.max_events} in flight, are asked for again, and what the aborted "
+            "transaction wrote is never seen"
+        )
+    else:
+        guarantee = (
             "at least once: every event becomes a result or a dead letter before its offset is committed; "
             "results keep the order of their partition"
-        ),
-        "replay_window": (
+        )
+        window = (
             f"after a crash, what was finished in the last {format_duration(pipeline.commit_interval)} "
             f"(commit_interval), what was in flight (up to {batch.in_flight} batches of {batch.max_events}) and what "
             "was not acknowledged yet is done again: its results may appear twice, with the same headrace-source header"
-        ),
+        )
+    return {
+        "guarantee": guarantee,
+        "replay_window": window,
         "while_the_model_is_away": "the intake pauses and calls are repeated without end; no event is dropped for it",
         "while_kafka_is_away": "everything waits and goes on by itself; nothing is committed before it is written",
     }

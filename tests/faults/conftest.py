@@ -28,3 +28,22 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "seed" in metafunc.fixturenames:
         count = metafunc.config.getoption("--seeds")
         metafunc.parametrize("seed", range(1, count + 1))
+
+
+SHORT = (
+    "row_1_broker_killed_or_bounced[1-kill", "row_2_", "row_4_", "row_6_", "row_9_", "row_10_", "row_11_",
+    "row_12_a_committed_offset_out_of_range[1-earliest", "row_13_the_model_is_away[1-gone", "row_14_", "row_15_",
+    "row_16_one_poison_event_in_a_batch[1-INTERNAL", "row_17_", "row_18_wrong_answers[1-rows", "row_19_", "row_20_",
+    "row_21_", "row_22_one_trans",
+)  # fmt: skip
+"""What `make test` runs of the catalogue, exactly-once only; `make fault-rows` runs all of it."""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the long rows unless they are asked for."""
+    if config.getoption("--all-rows"):
+        return
+    rows = [item for item in items if "_row_" in item.name]
+    left_out = [item for item in rows if "at_least_once" in item.name or not any(name in item.name for name in SHORT)]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]

@@ -7,6 +7,7 @@ after the faults have ended, invariant by invariant (I1 to I8, see docs/guarante
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +104,7 @@ def check(history: History, exactly_once: bool, window: int = 8192) -> Verdict:
     if wrong or moved:
         violations.append(f"I8: {len(wrong) + len(moved)} outcomes on another event: {[*wrong, *moved][:3]}")
     for partition, offsets in history.committed.items():
-        for before, after in zip(offsets, offsets[1:], strict=False):
+        for before, after in pairwise(offsets):
             if after < before:
                 violations.append(f"I4: the committed offset of partition {partition} went back: {before} to {after}")
     results = [item for item in history.seen if item.letter is None]

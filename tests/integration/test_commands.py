@@ -54,6 +54,9 @@ def test_explain_tells_values_guarantee_and_replay_window(tmp_path: Path) -> Non
     assert "replay window: after a crash, what was finished in the last 100ms (commit_interval)" in text
     document = json.loads(headrace("explain", "--json", path, env={"HEADRACE_BATCH__MAX_EVENTS": "9"}).stdout)
     assert document["effective"]["batch"]["max_events"] == 9
+    text = headrace("explain", path, env={"HEADRACE_DELIVERY": "exactly_once"}).stdout
+    assert "guarantee: exactly once" in text
+    assert "replay window: none for such a reader" in text
 
 
 @pytest.mark.parametrize("command", [["run"], ["check"], ["check", "--offline"], ["explain"], ["dlq", "list"]])

@@ -539,3 +539,121 @@ def test_the_flow_tells_its_state(virtual_time: asyncio.Runner) -> None:
 
     virtual_time.run(flowing(w, body))
     assert "<Flow p open=0 <Batcher events=0" in repr(w.flow)
+
+
+def test_a_failed_transaction_begins_again_without_loss_or_duplicate(virtual_time: asyncio.Runner) -> None:
+    w = world(delivery="exactly_once", batch={"max_events": 4, "in_flight": 2})
+    for partition in range(PARTITIONS):
+        w.events([{"x": n} for n in range(60)], partition)
+    slowly(w, lambda: 0.5)
+
+    async def body() -> None:
+        for _ in range(5):
+            await until(lambda: w.sink.fail_next == 0)
+            await asyncio.sleep(1.5)
+            w.sink.fail_next = 2
+        await until(lambda: w.committed() == [60, 60, 60])
+
+    virtual_time.run(flowing(w, body))
+    assert w.results() == [(f"{p}-{n}".encode(), 2.0 * n) for p in range(PARTITIONS) for n in range(60)]
+
+
+def test_a_partition_that_is_not_acknowledged_halts_alone(virtual_time: asyncio.Runner) -> None:
+    w = world(batch={"max_events": 4, "in_flight": 1})
+    write, held = w.sink.write, []
+    w.sink.write = lambda e: held.append(e) if e.segment.epoch.partition == 0 else write(e)  # type: ignore[method-assign]
+    for partition in range(PARTITIONS):
+        w.events([{"x": n} for n in range(9000)], partition)
+
+    async def body() -> None:
+        await until(lambda: w.committed()[1:] == [9000, 9000])
+        assert w.committed()[0] == 0
+        assert 4096 <= sum(len(e.segment.records) for e in held) <= 4096 + 16  # bounded
+        await until(lambda: w.metric("headrace_paused_partitions") == 1, 5)
+        for emission in held:
+            write(emission)
+        w.sink.write = write  # type: ignore[method-assign]
+        await until(lambda: w.committed()[0] == 9000)
+
+    virtual_time.run(flowing(w, body))
+
+
+def test_events_past_their_deadline_become_letters(virtual_time: asyncio.Runner) -> None:
+    w = world(model={"deadline": "1995s"})  # the clock says 2000 s, the events 1 s and a few milliseconds
+    w.events([{"x": 1}, {"x": 2}])
+    w.broker.append("events", 0, (b"fresh", b'{"x": 3}', 1_000_000, []))
+
+    async def body() -> None:
+        await until(lambda: w.committed()[0] == 3)
+
+    virtual_time.run(flowing(w, body))
+    assert w.letters() == [(b"0-0", "expired"), (b"0-1", "expired")]
+    assert w.results() == [(b"fresh", 6.0)]
+    assert sum(w.server.calls) == 1
+
+
+def failing(code: Disposition, when: Callable[[Any], bool]) -> Callable[[Any], Any]:
+    def function(arrays: Any) -> Any:
+        if when(arrays["x"]):
+            raise InferenceError(code, code.name, "it fails")
+        return {"y": arrays["x"] * 2}
+
+    return function
+
+
+@pytest.mark.parametrize("code", [Disposition.DATA, Disposition.UNSURE])
+def test_a_model_that_breaks_for_all_is_an_outage_and_blames_nobody(
+    virtual_time: asyncio.Runner, code: Disposition
+) -> None:
+    w = world()
+    w.events([{"x": n} for n in range(20)])
+
+    async def body() -> None:
+        await until(lambda: w.committed()[0] == 20)
+        w.server.function = failing(code, lambda _: True)
+        w.events([{"x": n} for n in range(20)])
+        await asyncio.sleep(120)
+        assert w.letters() == []
+        assert w.committed()[0] == 20
+        w.server.function = poison
+        await until(lambda: w.committed()[0] == 40)
+
+    virtual_time.run(flowing(w, body))
+    assert w.letters() == []
+
+
+def test_an_event_that_makes_the_server_fail_is_found_when_others_are_answered(virtual_time: asyncio.Runner) -> None:
+    w = world(batch={"max_events": 8, "in_flight": 1})
+    w.server.function = failing(Disposition.UNSURE, lambda x: bool((x == 5).any()))
+    w.events([{"x": n} for n in range(8)])
+
+    async def body() -> None:
+        await until(lambda: w.committed()[0] == 8)
+
+    virtual_time.run(flowing(w, body))
+    assert w.letters() == [(b"0-5", "model")]
+    assert [key for key, _ in w.results()] == [f"0-{n}".encode() for n in range(8) if n != 5]
+
+
+def test_a_lone_failure_is_no_evidence_until_something_is_answered(virtual_time: asyncio.Runner) -> None:
+    w = world()
+    w.server.function = failing(Disposition.UNSURE, lambda x: bool((x == 5).any()))
+    w.events([{"x": 5}])
+
+    async def body() -> None:
+        await asyncio.sleep(60)
+        assert w.letters() == []
+        w.events([{"x": 1}], partition=1)
+        await until(lambda: w.committed()[:2] == [1, 1])
+
+    virtual_time.run(flowing(w, body))
+    assert w.letters() == [(b"0-0", "model")]
+
+
+def test_a_flood_of_dead_letters_stops_the_pipeline(virtual_time: asyncio.Runner) -> None:
+    w = world()
+    w.events([{"x": "wrong"} for _ in range(2000)])
+    with pytest.raises(PipelineStopped, match=r"1000 of the last 1000 events would be dead letters, more than dead_l"):
+        virtual_time.run(w.flow.run(asyncio.Event()))
+    assert len(w.letters()) < 1000
+    assert w.committed()[0] < 1000
