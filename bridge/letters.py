@@ -7,9 +7,7 @@ from bridge.sink import BATCH_OVERHEAD, Row, row_size
 
 PREFIX = "headrace-"
 ATTEMPTS = PREFIX + "attempts"
-"""Also stands on an event that was replayed, with the attempts made before."""
-REPLAYS = PREFIX + "replays"
-"""On an event that was replayed, and on its next dead letter: how many times."""
+"""On an event that is a dead letter sent back: the attempts made before."""
 _WRITTEN = {
     PREFIX + name
     for name in ("reason", "error", "topic", "partition", "offset", "timestamp", "model", "model-version", "attempts")
@@ -31,7 +29,7 @@ class LetterWriter:
     def letter(self, record: Record, reject: Reject, limit: int) -> Row:
         """The dead letter of one event.
 
-        An event that was replayed from a dead letter keeps counting: its earlier attempts are added.
+        A dead letter that was sent back as an event keeps counting: its earlier attempts are added.
 
         Args:
             record: the event.
@@ -66,7 +64,7 @@ class LetterWriter:
 
 
 def earlier_attempts(headers: Headers) -> int:
-    """Calls to the model that carried the event before it was replayed."""
+    """Calls to the model that carried the event when it was a dead letter before."""
     for name, value in headers:
         if name == ATTEMPTS and value and value.isdigit():
             return int(value)

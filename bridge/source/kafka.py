@@ -193,6 +193,7 @@ class KafkaSource:
         for tp in partitions:
             self._renew(tp, 0.0)
         self._restarting.clear()
+        self._count_halted()
         self._joined = True
         log.info("partitions_assigned", partitions=[f"{tp.topic}/{tp.partition}" for tp in sorted(partitions)])
 
@@ -282,6 +283,8 @@ class KafkaSource:
                         break
             except PartitionHalted as error:
                 after = HALTED_SECONDS
+                self._restarting.add(epoch)  # the others do not wait for it to be ready
+                self._count_halted()
                 if str(error) != said:
                     log.error("partition_halted", topic=tp.topic, partition=tp.partition, because=str(error))  # noqa: TRY400
                 said = str(error)

@@ -657,3 +657,22 @@ def test_a_flood_of_dead_letters_stops_the_pipeline(virtual_time: asyncio.Runner
         virtual_time.run(w.flow.run(asyncio.Event()))
     assert len(w.letters()) < 1000
     assert w.committed()[0] < 1000
+
+
+def test_a_letter_that_is_sent_back_counts_its_attempts_on(virtual_time: asyncio.Runner) -> None:
+    w = world()
+    w.events([{"x": -1}, {"x": 1}])
+
+    async def body() -> None:
+        await until(lambda: w.committed()[0] == 2)
+        (letter,) = w.broker.records("letters")
+        w.broker.append("events", 0, (letter.key, letter.value, letter.timestamp, list(letter.headers)))
+        await until(lambda: w.committed()[0] == 3)
+
+    virtual_time.run(flowing(w, body))
+    first, second = (
+        [value for name, value in r.headers if name == "headrace-attempts"] for r in w.broker.records("letters")
+    )
+    assert (first, second) == ([b"2"], [b"3"])  # one header each, and the sum
+    names = [name for name, _ in w.broker.records("letters")[1].headers]
+    assert len(names) == len(set(names))
