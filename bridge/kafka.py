@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from aiokafka import AIOKafkaProducer
 from aiokafka.abc import AbstractTokenProvider
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
@@ -23,11 +24,15 @@ from aiokafka.errors import (
     UnsupportedSaslMechanismError,
 )
 
+from bridge.config import Pipeline
 from bridge.config.model import Kafka, Security
 from bridge.errors import ConfigError, PipelineStopped
 
 DEFAULT_MAX_MESSAGE_BYTES = 1_048_588
 """Kafka's own default of a topic's max.message.bytes, taken where the broker does not let us ask."""
+
+TRANSACTION_TIMEOUT = 60.0
+"""After so many seconds the broker aborts a transaction whose producer is gone."""
 
 FATAL = (
     AuthenticationFailedError,
@@ -176,6 +181,33 @@ async def _max_message_bytes(admin: AIOKafkaAdminClient, names: list[str]) -> di
     except (KafkaError, ValueError):
         return {}  # not allowed to ask, or a broker that cannot say: the default holds
     return limits
+
+
+def transactional_prefix(config: Pipeline) -> str:
+    """What the transactional ids of a pipeline begin with, as its access rules must allow."""
+    return f"{config.name}-{config.group}-"
+
+
+def transactional_producer(
+    config: Pipeline, transactional_id: str, timeout: float = TRANSACTION_TIMEOUT, **options: Any
+) -> AIOKafkaProducer:
+    """A producer whose start fences whoever used the transactional id before, and ends what that one left open.
+
+    Args:
+        config: names the brokers.
+        transactional_id: which.
+        timeout: seconds after which the broker ends a transaction by itself.
+        options: more arguments for the client.
+    """
+    return AIOKafkaProducer(
+        **client_options(config.kafka),
+        transactional_id=transactional_id,
+        transaction_timeout_ms=int(timeout * 1000),
+        acks="all",
+        max_request_size=64 * 2**20,
+        request_timeout_ms=10_000,
+        **options,
+    )
 
 
 async def stop_client(client: Any, timeout: float) -> str | None:

@@ -8,10 +8,13 @@ from bridge.sink import BATCH_OVERHEAD, Row, row_size
 PREFIX = "headrace-"
 ATTEMPTS = PREFIX + "attempts"
 """On an event that is a dead letter sent back: the attempts made before."""
-_WRITTEN = {
+LETTER = PREFIX + "letter"
+"""On the same: the place of the letter, topic/partition/offset."""
+WRITTEN = {
     PREFIX + name
-    for name in ("reason", "error", "topic", "partition", "offset", "timestamp", "model", "model-version", "attempts")
-} | {PREFIX + "pipeline"}
+    for name in ("reason", "error", "topic", "partition", "offset", "timestamp", "model", "model-version", "pipeline")
+} | {ATTEMPTS, LETTER}
+"""What is the pipeline's own of a dead letter's headers; the others are the event's."""
 
 
 class LetterWriter:
@@ -51,7 +54,7 @@ class LetterWriter:
             "attempts": reject.attempts + earlier_attempts(record.headers),
             "pipeline": self._pipeline,
         }
-        own = [header for header in record.headers if header[0] not in _WRITTEN]
+        own = [header for header in record.headers if header[0] not in WRITTEN]
         headers = [*own, *((PREFIX + name, str(value).encode()) for name, value in fields.items())]
         row = (record.key, record.value, record.timestamp, headers)
         size = row_size(row)

@@ -34,7 +34,8 @@ def configure(config: Log) -> None:
 def silence_clients(debug: bool = False) -> None:
     """Keep the clients' own logs out, unless they are asked for.
 
-    They repeat an outage at every try; the bridge itself says once that it began and once that it ended.
+    They repeat an outage at every try; the bridge itself says once that it began and once that it ended. The Kafka
+    client also leaves failed futures behind, of which asyncio tells; what is the bridge's own runs in task groups.
     """
-    for name in ("aiokafka", "grpc"):
+    for name in ("aiokafka", "grpc", "asyncio"):
         logging.getLogger(name).setLevel(logging.DEBUG if debug else logging.CRITICAL)

@@ -23,7 +23,7 @@ from aiokafka.errors import InvalidProducerEpoch, KafkaError, ProducerFenced
 
 from bridge.config import Pipeline
 from bridge.errors import PipelineStopped
-from bridge.kafka import FATAL, Topic, client_options, sentence, stop_client
+from bridge.kafka import FATAL, Topic, sentence, stop_client, transactional_prefix, transactional_producer
 from bridge.observe.telemetry import Telemetry
 from bridge.offsets import PartitionEpoch
 from bridge.retry import Backoff
@@ -32,8 +32,6 @@ from bridge.sink.refusal import REFUSALS, after_refusal, check_partition
 
 log = structlog.get_logger()
 
-TRANSACTION_TIMEOUT = 60.0
-"""After so many seconds the broker aborts a transaction whose producer is gone."""
 _DEADLINE = 30.0  # of everything in one transaction; well below the broker's own
 _STOP_TIMEOUT = 5.0
 _FENCED_PAUSE = 6.0  # two heartbeats: by then a member that has lost its partitions knows it
@@ -75,14 +73,8 @@ class TransactionalSink:
         if place in self._closing:  # our own former producer, which would be fenced in the middle of its farewell
             await asyncio.wait({self._closing[place]})
         limits = {name: topic.max_message_bytes for name, topic in self._topics.items()}
-        producer = AIOKafkaProducer(
-            **client_options(self._config.kafka),
-            transactional_id=transactional_id(self._config, *place),
-            transaction_timeout_ms=int(TRANSACTION_TIMEOUT * 1000),
-            acks="all",
-            max_batch_size=min(BATCH_BYTES, *limits.values()),
-            max_request_size=64 * 2**20,
-            request_timeout_ms=10_000,
+        producer = transactional_producer(
+            self._config, transactional_id(self._config, *place), max_batch_size=min(BATCH_BYTES, *limits.values())
         )
         started = False
         try:
@@ -304,4 +296,4 @@ class _Lane:
 
 def transactional_id(config: Pipeline, topic: str, partition: int) -> str:
     """The transactional id of a partition: the same for whoever owns it, so that a new owner fences the old one."""
-    return f"{config.name}-{config.group}-{topic}-{partition}"
+    return f"{transactional_prefix(config)}{topic}-{partition}"

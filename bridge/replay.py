@@ -1,0 +1,351 @@
+"""Sends dead letters back to where their events came from, each once.
+
+What has been sent is kept as the committed offset of a group of its own, with a `Ledger` beside it for what a filter
+left out. Under a transaction the events and that offset are written together, so a replay that is interrupted, even
+killed, goes on where it was, and two at the same time cannot send a letter twice: starting fences the one before.
+
+    transactional producer starts -> ledger is read -> letters are read -> [ events + ledger ] -> [ events + ledger ]
+
+An event that dies again is a new letter. It was not there when the replay began, so it is not sent again by it.
+"""
+
+import asyncio
+import contextlib
+import random
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import (
+    GroupCoordinatorNotAvailableError,
+    InvalidProducerEpoch,
+    KafkaError,
+    NotCoordinatorForGroupError,
+    ProducerFenced,
+    TransactionalIdAuthorizationFailed,
+)
+from aiokafka.structs import OffsetAndMetadata
+
+from bridge.config import Pipeline
+from bridge.dead_letters import DeadLetter, LetterFilter, LetterReader, letter_reader
+from bridge.errors import HeadraceError
+from bridge.kafka import (
+    Topic,
+    client_options,
+    describe_topics,
+    sentence,
+    stop_client,
+    transactional_prefix,
+    transactional_producer,
+)
+from bridge.ledger import MOST_CHARACTERS, Ledger
+from bridge.letters import ATTEMPTS, LETTER
+from bridge.retry import Backoff
+
+_CHUNK = 500  # letters of one transaction
+_DEADLINE = 10.0  # of one transaction, and of starting
+_TRANSACTION_TIMEOUT = 15.0  # after which the broker ends the transaction of a replay that was killed
+_STOP_TIMEOUT = 5.0
+_PACE = 0.5  # a chunk holds what the rate allows in so many seconds
+
+
+@dataclass
+class Tally:
+    """How far a replay is.
+
+    Attributes:
+        letters: in the dead-letter topic, or gone from it, at most: offsets there are.
+        passed: offsets that have been passed.
+        replayed: target topic -> letters sent.
+        reasons: reason -> letters sent.
+        left_out: letters that are not meant.
+    """
+
+    letters: int = 0
+    passed: int = 0
+    replayed: Counter[str] = field(default_factory=Counter)
+    reasons: Counter[str] = field(default_factory=Counter)
+    left_out: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What to replay, and how.
+
+    Attributes:
+        wanted: which letters.
+        to: topic to send to; None: where each event came from, in its own partition.
+        rate: most letters in a second; None: as fast as it goes.
+        dry_run: send nothing, only count.
+        now: give the events the time of now instead of their own, so that no deadline sorts them out again.
+        at_least_once: do without transactions.
+    """
+
+    wanted: LetterFilter
+    to: str | None = None
+    rate: float | None = None
+    dry_run: bool = False
+    now: bool = False
+    at_least_once: bool = False
+
+
+def replay_group(config: Pipeline) -> str:
+    """The group whose committed offsets tell what has been replayed."""
+    return f"{config.group}-dlq-replay"
+
+
+async def replay(config: Pipeline, order: Order, told: Callable[[Tally], None] = lambda _: None) -> Tally:
+    """Send the letters of `order` that have not been sent yet.
+
+    Args:
+        config: of the pipeline that wrote them.
+        order: what, and how.
+        told: called now and then, for a progress bar.
+
+    Raises:
+        HeadraceError: it cannot begin, or ended early; what was sent stays sent, and the same call goes on from there.
+    """
+    try:
+        targets = await _targets(config, order)
+        async with _writer(config, order) as writer, letter_reader(config) as reader:
+            ledgers = await read_ledgers(config, reader)
+            return await _Replay(config, order, targets, reader, ledgers, writer, told).run()
+    except TransactionalIdAuthorizationFailed as error:
+        raise HeadraceError(
+            f"{sentence(error, config.kafka)} {_transactional_id(config)}; allow it, or replay with --at-least-once, "
+            "after which an interrupted replay may send letters twice"
+        ) from None
+    except (ProducerFenced, InvalidProducerEpoch):
+        raise HeadraceError(
+            f"another replay of pipeline {config.name!r} has begun and taken over; what this one has sent is not sent "
+            "again"
+        ) from None
+    except (KafkaError, TimeoutError) as error:
+        said = f"Kafka did not finish within {_DEADLINE:.0f} s" if isinstance(error, TimeoutError) else None
+        raise HeadraceError(
+            f"{said or sentence(error, config.kafka)}; what has been sent stays sent: replay again to go on from there"
+        ) from None
+
+
+async def read_ledgers(config: Pipeline, reader: LetterReader) -> dict[int, Ledger]:
+    """What has been replayed of each partition of the dead-letter topic.
+
+    Raises:
+        HeadraceError: the group's offsets are not a replay's.
+        KafkaError: the brokers cannot be reached.
+    """
+    topic, group = config.dead_letter.topic, replay_group(config)
+    wanted = [TopicPartition(topic, number) for number in reader.first]
+    found = await _committed(config, group, wanted)
+    ledgers = {}
+    for tp in wanted:
+        kept = found.get(tp)
+        offset = kept.offset if kept is not None else -1
+        try:
+            # An offset beyond the end is of a topic that has been made again since.
+            fresh = offset < 0 or offset > reader.last[tp.partition]
+            ledger = Ledger() if kept is None or fresh else Ledger(offset, kept.metadata)
+        except ValueError as error:
+            raise HeadraceError(
+                f"the offsets of group {group!r} in {topic}/{tp.partition} were not written by a replay: {error}; "
+                "reset them to replay from the first letter"
+            ) from None
+        ledger.mark(0, reader.first[tp.partition])  # what retention has taken
+        ledgers[tp.partition] = ledger
+    return ledgers
+
+
+async def _committed(
+    config: Pipeline, group: str, partitions: list[TopicPartition]
+) -> dict[TopicPartition, OffsetAndMetadata]:
+    admin = AIOKafkaAdminClient(**client_options(config.kafka), request_timeout_ms=10_000)
+    backoff = Backoff(0.1, 1.0, random.Random())
+    try:
+        async with asyncio.timeout(_DEADLINE):
+            await admin.start()
+            while True:
+                try:
+                    found: dict[TopicPartition, OffsetAndMetadata] = await admin.list_consumer_group_offsets(
+                        group, partitions=partitions
+                    )
+                    return found
+                except (GroupCoordinatorNotAvailableError, NotCoordinatorForGroupError):
+                    await asyncio.sleep(backoff.next())  # the very first group of a cluster waits for its coordinator
+    finally:
+        await admin.close()
+
+
+class _Replay:
+    """One run."""
+
+    def __init__(
+        self,
+        config: Pipeline,
+        order: Order,
+        targets: dict[str, Topic],
+        reader: LetterReader,
+        ledgers: dict[int, Ledger],
+        writer: "_Writer",
+        told: Callable[[Tally], None],
+    ) -> None:
+        self._config = config
+        self._order = order
+        self._targets = targets
+        self._reader = reader
+        self._ledgers = ledgers
+        self._writer = writer
+        self._told = told
+        self._tally = Tally()
+        self._passed: dict[int, int] = {}  # partition -> one past the last letter seen
+
+    async def run(self) -> Tally:
+        reader, ledgers, tally = self._reader, self._ledgers, self._tally
+        begin = {number: max(ledger.position, reader.first[number]) for number, ledger in ledgers.items()}
+        self._passed = dict(begin)
+        tally.letters = sum(max(0, last - begin[number]) for number, last in reader.last.items())
+        rate = self._order.rate
+        most = _CHUNK if rate is None else max(1, min(_CHUNK, int(rate * _PACE)))
+        chunk: list[DeadLetter] = []
+        began, sent = time.monotonic(), 0
+        async for letter in reader.read(begin):
+            if letter.offset in ledgers[letter.partition]:
+                pass  # an earlier replay has sent it
+            elif letter in self._order.wanted and self._target(letter):
+                chunk.append(letter)
+                ledgers[letter.partition].mark(self._passed[letter.partition], letter.offset + 1)
+            else:
+                tally.left_out += 1
+            tally.passed += letter.offset + 1 - self._passed[letter.partition]
+            self._passed[letter.partition] = letter.offset + 1
+            if len(chunk) >= most:
+                if rate is not None and not self._order.dry_run:
+                    await asyncio.sleep(max(0.0, began + sent / rate - time.monotonic()))
+                await self._send(chunk)
+                sent += len(chunk)
+                chunk = []
+            self._told(tally)
+        if chunk:
+            await self._send(chunk)
+        tally.passed = tally.letters
+        self._told(tally)
+        return tally
+
+    def _target(self, letter: DeadLetter) -> str | None:
+        """The topic it goes to, None when there is none: a record that is no dead letter of a source topic."""
+        topic = self._order.to or letter.why.get("topic", "")
+        return topic if topic in self._targets else None
+
+    async def _send(self, chunk: list[DeadLetter]) -> None:
+        events = []
+        for letter in chunk:
+            topic = self._target(letter)
+            assert topic is not None, "checked before"  # noqa: S101 - for the type checker
+            came_from = letter.why.get("partition", "")
+            stays = self._order.to is None and came_from.isdigit() and int(came_from) < self._targets[topic].partitions
+            place = f"{self._config.dead_letter.topic}/{letter.partition}/{letter.offset}"
+            own = [*letter.headers, (ATTEMPTS, letter.why.get("attempts", "0").encode()), (LETTER, place.encode())]
+            timestamp = letter.timestamp if letter.timestamp >= 0 and not self._order.now else None
+            events.append((topic, int(came_from) if stays else None, letter.key, letter.value, timestamp, own))
+        offsets = {number: self._ledgers[number] for number in {letter.partition for letter in chunk}}
+        if not self._order.dry_run:
+            async with asyncio.timeout(_DEADLINE):
+                await self._writer.write(events, offsets)
+        for (topic, *_), letter in zip(events, chunk, strict=True):
+            self._tally.replayed[topic] += 1
+            self._tally.reasons[letter.why.get("reason", "?")] += 1
+
+
+_Event = tuple[str, int | None, bytes | None, bytes | None, int | None, list[tuple[str, bytes | None]]]
+
+
+class _Writer:
+    """Writes events and, with them or at once after them, the ledgers."""
+
+    def __init__(self, config: Pipeline, producer: AIOKafkaProducer, consumer: AIOKafkaConsumer | None) -> None:
+        self._topic = config.dead_letter.topic
+        self._group = replay_group(config)
+        self._producer = producer
+        self._consumer = consumer
+
+    async def write(self, events: list[_Event], ledgers: dict[int, Ledger]) -> None:
+        offsets = {}
+        for number, ledger in ledgers.items():
+            text = ledger.text
+            if len(text) > MOST_CHARACTERS:
+                raise HeadraceError(
+                    f"the letters left out of partition {number} of {self._topic!r} lie too scattered among the others "
+                    "to be remembered; replay all of them, or part after part with --until"
+                )
+            offsets[TopicPartition(self._topic, number)] = (ledger.position, text)
+        if self._consumer is None:
+            await self._producer.begin_transaction()
+            try:
+                await self._send(events)
+                await self._producer.send_offsets_to_transaction(offsets, self._group)
+                await self._producer.commit_transaction()
+            except BaseException:
+                # Until it ends, an open transaction keeps what stands behind it from the pipeline's own reader.
+                # The client has an assertion against it where there is none to end: it has been fenced, say.
+                with contextlib.suppress(KafkaError, TimeoutError, AssertionError):
+                    async with asyncio.timeout(_STOP_TIMEOUT):
+                        await self._producer.abort_transaction()
+                raise
+        else:
+            await self._send(events)
+            self._consumer.assign(list(offsets))  # or the client would not commit
+            await self._consumer.commit(offsets)
+
+    async def _send(self, events: list[_Event]) -> None:
+        waiting = [
+            await self._producer.send(topic, value, key, partition, timestamp, headers)
+            for topic, partition, key, value, timestamp, headers in events
+        ]
+        # The commit of a transaction does not notice what failed.
+        for outcome in await asyncio.gather(*waiting, return_exceptions=True):
+            if isinstance(outcome, BaseException):
+                raise outcome
+
+
+@contextlib.asynccontextmanager
+async def _writer(config: Pipeline, order: Order) -> AsyncIterator[_Writer]:
+    """A writer that is ready; whoever replayed under the same transactional id before is fenced."""
+    options = client_options(config.kafka)
+    if order.at_least_once or order.dry_run:
+        producer = AIOKafkaProducer(**options, acks="all", enable_idempotence=True, max_request_size=64 * 2**20)
+        consumer = AIOKafkaConsumer(**options, group_id=replay_group(config), enable_auto_commit=False)
+    else:
+        producer, consumer = transactional_producer(config, _transactional_id(config), _TRANSACTION_TIMEOUT), None
+    try:
+        if not order.dry_run:
+            async with asyncio.timeout(_DEADLINE):
+                await producer.start()
+                if consumer is not None:
+                    await consumer.start()
+        yield _Writer(config, producer, consumer)
+    finally:
+        for client in (producer, consumer):
+            if client is not None:
+                await stop_client(client, _STOP_TIMEOUT)
+
+
+def _transactional_id(config: Pipeline) -> str:
+    return f"{transactional_prefix(config)}dlq-replay"
+
+
+async def _targets(config: Pipeline, order: Order) -> dict[str, Topic]:
+    """The topics that letters may go to.
+
+    Raises:
+        HeadraceError: one does not exist, or would send letters in a circle.
+    """
+    if order.to in (config.dead_letter.topic, config.result.topic):
+        raise HeadraceError(f"--to {order.to}: that is where this pipeline writes; name a topic that it does not")
+    names = [order.to] if order.to else config.source.topics
+    found = await describe_topics(config.kafka, names)
+    missing = [name for name, topic in found.items() if topic is None]
+    if missing:
+        raise HeadraceError(f"Kafka has no topic {', '.join(map(repr, missing))} to send letters to")
+    return {name: topic for name, topic in found.items() if topic is not None}
