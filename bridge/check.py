@@ -1,20 +1,31 @@
 """`headrace check`: what in a configuration does not fit the live model, topics and events."""
 
+import asyncio
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
-from aiokafka.errors import KafkaError
+from aiokafka.errors import InvalidTransactionTimeout, KafkaError
 
 from bridge.config import Pipeline
 from bridge.errors import ConfigError, PipelineStopped
 from bridge.infer import Disposition, InferenceError, ModelServer
-from bridge.kafka import client_options, describe_topics, sentence, stop_client
+from bridge.kafka import (
+    FATAL,
+    TRANSACTION_TIMEOUT,
+    client_options,
+    describe_topics,
+    sentence,
+    stop_client,
+    transactional_prefix,
+    transactional_producer,
+)
 from bridge.plan import Plan, check_topics
 
 SAMPLE = 20
 """Events looked at in each source topic."""
+_TRANSACTION_TIMEOUT = 15.0
 
 
 @dataclass
@@ -85,10 +96,43 @@ async def _check_kafka(config: Pipeline, plan: Plan | None, report: Report) -> N
                 topic = topics[name]
                 if topic is not None:
                     _check_events(plan, name, await _sample(config, name, topic.partitions), report)
+        if config.delivery == "exactly_once":
+            await _check_transactions(config, report)
     except PipelineStopped as error:
         report.unreachable.append(f"kafka: {error}")
     except KafkaError as error:
         report.unreachable.append(f"kafka.bootstrap_servers: {sentence(error, config.kafka)}")
+
+
+async def _check_transactions(config: Pipeline, report: Report) -> None:
+    """Whether the brokers do what exactly_once needs: begin a transaction, take the group's offset into it, end it."""
+    prefix = transactional_prefix(config)
+    producer = transactional_producer(config, f"{prefix}check")
+    try:
+        async with asyncio.timeout(_TRANSACTION_TIMEOUT):
+            await producer.start()
+            await producer.begin_transaction()
+            # It is aborted, so that no offset of the pipeline moves.
+            await producer.send_offsets_to_transaction({TopicPartition(config.source.topics[0], 0): 0}, config.group)
+            await producer.abort_transaction()
+        report.facts.append(f"transactions: the brokers begin and end them for transactional ids {prefix}*")
+    except TimeoutError:
+        report.unreachable.append(
+            f"delivery exactly_once: the brokers did not begin and end a transaction within {_TRANSACTION_TIMEOUT:.0f} "
+            "s; they may lack the replicas that transaction.state.log.replication.factor and .min.isr ask for"
+        )
+    except FATAL as error:
+        report.problems.append(
+            f"delivery exactly_once: {sentence(error, config.kafka)}; allow the transactional ids {prefix}* and the "
+            "group"
+        )
+    except InvalidTransactionTimeout:
+        report.problems.append(
+            f"delivery exactly_once: the brokers' transaction.max.timeout.ms is below the {TRANSACTION_TIMEOUT:.0f} s "
+            "that transactions need here; raise it"
+        )
+    finally:
+        await stop_client(producer, 5.0)
 
 
 def _check_events(plan: Plan, topic: str, values: Sequence[bytes | None], report: Report) -> None:

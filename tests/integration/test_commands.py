@@ -123,6 +123,22 @@ def test_check_says_what_fits_and_what_does_not(broker: Broker, triton: TritonRi
     assert "warning: model.inputs: 1 of the last 2 events" in out
 
 
+def test_check_tries_what_exactly_once_needs(broker: Broker, triton: TritonRig, tmp_path: Path) -> None:
+    topics = broker.topics()
+    config = pipeline(broker.bootstrap, triton.address, "log", topics, delivery="exactly_once")
+    done = headrace("check", write(tmp_path, config))
+    assert (done.returncode, done.stderr) == (0, "")
+    name = config["name"]
+    assert f"ok: transactions: the brokers begin and end them for transactional ids {name}-{name}-*" in done.stdout
+    assert broker.committed(name, topics["events"]) == {}  # nothing of the trial is left
+    with KafkaCluster(properties={"transaction.max.timeout.ms": "10000"}) as cluster:
+        topics = Broker(cluster.bootstrap_servers).topics()
+        config = pipeline(cluster.bootstrap_servers, triton.address, "log", topics, delivery="exactly_once")
+        done = headrace("check", write(tmp_path, config))
+        assert done.returncode == 2
+        assert "delivery exactly_once: the brokers' transaction.max.timeout.ms is below the 60 s" in done.stderr
+
+
 def test_check_tells_unreachable_from_wrong(broker: Broker, triton: TritonRig, tmp_path: Path) -> None:
     topics = broker.topics()
     done = headrace("check", write(tmp_path, pipeline(broker.bootstrap, "127.0.0.1:1", "dense", topics)))
