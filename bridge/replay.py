@@ -14,21 +14,19 @@ import contextlib
 import random
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from dataclasses import dataclass, field
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
-from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import (
-    GroupCoordinatorNotAvailableError,
     InvalidProducerEpoch,
     KafkaError,
-    NotCoordinatorForGroupError,
     ProducerFenced,
     TransactionalIdAuthorizationFailed,
 )
 from aiokafka.structs import OffsetAndMetadata
 
+from bridge.committed import OffsetsConsumer
 from bridge.config import Pipeline
 from bridge.dead_letters import DeadLetter, LetterFilter, LetterReader, letter_reader
 from bridge.errors import HeadraceError
@@ -159,23 +157,22 @@ async def read_ledgers(config: Pipeline, reader: LetterReader) -> dict[int, Ledg
 
 
 async def _committed(
-    config: Pipeline, group: str, partitions: list[TopicPartition]
+    config: Pipeline, group: str, partitions: Collection[TopicPartition]
 ) -> dict[TopicPartition, OffsetAndMetadata]:
-    admin = AIOKafkaAdminClient(**client_options(config.kafka), request_timeout_ms=10_000)
+    consumer = OffsetsConsumer(**client_options(config.kafka), group_id=group, enable_auto_commit=False)
     backoff = Backoff(0.1, 1.0, random.Random())
     try:
         async with asyncio.timeout(_DEADLINE):
-            await admin.start()
+            await consumer.start()
             while True:
                 try:
-                    found: dict[TopicPartition, OffsetAndMetadata] = await admin.list_consumer_group_offsets(
-                        group, partitions=partitions
-                    )
-                    return found
-                except (GroupCoordinatorNotAvailableError, NotCoordinatorForGroupError):
-                    await asyncio.sleep(backoff.next())  # the very first group of a cluster waits for its coordinator
+                    return await consumer.all_committed(partitions)
+                except KafkaError as error:
+                    if not error.retriable:
+                        raise
+                    await asyncio.sleep(backoff.next())  # the coordinator has moved, or has never been asked before
     finally:
-        await admin.close()
+        await stop_client(consumer, _STOP_TIMEOUT)
 
 
 class _Replay:

@@ -1,22 +1,23 @@
 """The Kafka consumer of a member, and what has to be known of its inner life that its interface does not tell.
 
-The only place that reaches into aiokafka's private parts; written against 0.14.
+Reaches into aiokafka's private parts; written against 0.14.
 """
 
 import asyncio
 from typing import Any
 
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import TopicPartition
 from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
 
+from bridge.committed import OffsetsConsumer
 from bridge.config import Pipeline
 from bridge.kafka import client_options
 
 _NEVER_MS = 2**31 - 1
 
 
-class GroupConsumer(AIOKafkaConsumer):  # type: ignore[misc]
+class GroupConsumer(OffsetsConsumer):
     """A member of the pipeline's group.
 
     Attributes:

@@ -214,6 +214,7 @@ class KafkaCluster(Rig):
             "share.coordinator.state.topic.replication.factor": copies,
             "share.coordinator.state.topic.min.isr": in_sync,
             "default.replication.factor": copies,
+            "min.insync.replicas": in_sync,
             "offsets.topic.num.partitions": "8",
             "transaction.state.log.num.partitions": "8",
             "group.initial.rebalance.delay.ms": "0",

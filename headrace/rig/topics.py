@@ -13,7 +13,9 @@ from bridge.kafka import client_options, sentence
 async def create_topics(
     kafka: Kafka, topics: dict[str, int], configs: dict[str, str] | None = None, existing_ok: bool = False
 ) -> None:
-    """Create topics with so many partitions each; returns once every partition has a leader.
+    """Create topics with so many partitions each, in three copies where there are brokers for it.
+
+    Returns once every partition has a leader.
 
     Raises:
         HeadraceError: Kafka does not answer, or refuses.
@@ -21,7 +23,8 @@ async def create_topics(
     admin = AIOKafkaAdminClient(**client_options(kafka))
     try:
         await admin.start()
-        wanted = [NewTopic(name, count, 1, topic_configs=configs or {}) for name, count in topics.items()]
+        copies = min(3, len((await admin.describe_cluster())["brokers"]))
+        wanted = [NewTopic(name, count, copies, topic_configs=configs or {}) for name, count in topics.items()]
         fine = {0, TopicAlreadyExistsError.errno} if existing_ok else {0}
         answer = await admin.create_topics(wanted)
         failed = [f"{item[0]}: {item[2] or item[1]}" for item in answer.topic_errors if item[1] not in fine]

@@ -160,6 +160,7 @@ def test_row_18_wrong_answers(broker: Broker, tmp_path: Path, seed: int, deliver
                 return rows[:-1] * 2
             return response(rows * 2, name="z") if kind == "output" else response((rows * 2).reshape(-1))
 
+        w.fault(f"the model answers wrongly: {kind}")
         server.answer = wrong
         w.write(300)
         if kind == "nan":
@@ -187,6 +188,7 @@ def test_row_19_the_model_comes_back_with_another_signature(
         bridge = w.start()
         w.write(300)
         w.until_done(300)
+        w.fault("the signature changes")
         server.datatype = "INT64"
         server.version = "2"
         w.write(300)
