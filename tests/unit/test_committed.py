@@ -37,6 +37,7 @@ def ask(answer: Any) -> tuple[Any, Coordinator]:
     async def run() -> Any:
         consumer = OffsetsConsumer(bootstrap_servers="none:1")
         consumer._coordinator = coordinator
+        consumer._closed = True  # it has never been started
         try:
             return await consumer.committed(TP)
         except Exception as error:
