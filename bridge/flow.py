@@ -91,7 +91,6 @@ class Flow:
         self._left = False
         self._open = 0  # batches in flight and emissions not settled
         self._tasks: asyncio.TaskGroup | None = None
-        self._flights: set[asyncio.Task[None]] = set()
         self._intake_ended = asyncio.Event()
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -142,7 +141,7 @@ class Flow:
             loops.create_task(self._commits(), name="commits")
             loops.create_task(self._watch(), name="watch")
             loops.create_task(self._predictor.watch(), name="watch model")
-            loops.create_task(self._dispatch(tasks), name="dispatch")
+            loops.create_task(self._dispatch(), name="dispatch")
             await self._intake()
             self._intake_ended.set()
 
@@ -159,8 +158,6 @@ class Flow:
                 pass
             await self.drain(self._config.drain_timeout)
         work.cancel()
-        for flight in self._flights:
-            flight.cancel()
         await self._leave()
         log.info("drained")
 
@@ -206,18 +203,17 @@ class Flow:
             lane = self._lanes[epoch] = Lane(epoch, self._lane_events, self._lane_bytes)
         return lane
 
-    async def _dispatch(self, tasks: asyncio.TaskGroup) -> None:
-        while True:
-            await self._slots.acquire()
-            batch = await self._next_batch()
-            for segment in batch.segments:
-                if segment.epoch in self._lanes:
-                    self._lanes[segment.epoch].reserve(segment)
-            self._opened(1)
-            self._telemetry.in_flight.inc()
-            flight = tasks.create_task(self._fly(batch), name="flight")
-            self._flights.add(flight)
-            flight.add_done_callback(self._flights.discard)
+    async def _dispatch(self) -> None:
+        async with asyncio.TaskGroup() as flights:
+            while True:
+                await self._slots.acquire()
+                batch = await self._next_batch()
+                for segment in batch.segments:
+                    if segment.epoch in self._lanes:
+                        self._lanes[segment.epoch].reserve(segment)
+                self._opened(1)
+                self._telemetry.in_flight.inc()
+                flights.create_task(self._fly(batch), name="flight")
 
     async def _next_batch(self) -> Batch:
         loop = asyncio.get_running_loop()
