@@ -6,9 +6,11 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 ARGS   ?=
+SEED    ?= 1
+MINUTES ?= 20
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fault-rows lint protos models bench docs clean
+.PHONY: help demo test fault-rows faults lint protos models bench docs clean
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 18
@@ -21,6 +23,9 @@ test: $(READY) lint ## lint, types, import rules, generated files, and every tes
 
 fault-rows: $(READY) ## every row of the fault catalogue, in both modes (ARGS="--seeds 5")
 	@$(BIN)/pytest tests/faults --all-rows $(ARGS)
+
+faults: $(READY) ## a seeded schedule of random faults under load, judged in the end (SEED=1 MINUTES=20 ARGS="--delivery at_least_once")
+	@$(BIN)/python -m tests.faults.soak --seed $(SEED) --minutes $(MINUTES) $(ARGS)
 
 lint: $(READY) ## style, types, import rules, and that generated files are up to date
 	@$(BIN)/ruff check .

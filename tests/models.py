@@ -66,6 +66,15 @@ class Short(tf.Module):
         return {"y": x[:-1]}
 
 
+class Double(tf.Module):
+    """Twice a number; a negative one is refused, as a poison event is."""
+
+    @tf.function(input_signature=[tf.TensorSpec([None, 1], tf.float32, "x")])
+    def double(self, x):
+        with tf.control_dependencies([tf.debugging.assert_non_negative(x, "x is negative")]):
+            return {"y": x * 2}
+
+
 class Weights(tf.Module):
     """1,000 features to their sum."""
 
@@ -99,6 +108,8 @@ save(
     'output [ { name: "y" data_type: TYPE_FP32 dims: [-1, 1] } ]\n',
     serving_default=short.forget,
 )
+double = Double()
+save("double", double, serving_default=double.double)
 wide = Weights()
 save("wide", wide, serving_default=wide.sum)
 assert np.isnan(log.log(tf.constant([[-1.0]]))["y"].numpy()).all()

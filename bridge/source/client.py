@@ -7,7 +7,6 @@ import asyncio
 from typing import Any
 
 from aiokafka import TopicPartition
-from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
 
 from bridge.committed import OffsetsConsumer
@@ -30,12 +29,10 @@ class GroupConsumer(OffsetsConsumer):
             **client_options(config.kafka),
             group_id=config.group,
             group_instance_id=source.instance_id,
-            # Sticky first; round robin is what a member of the version before offers, so that the two can meet. A class
-            # of its own for each consumer, since this client keeps the last assignment in the class.
-            partition_assignment_strategy=(
-                type("Sticky", (StickyPartitionAssignor,), {}),
-                RoundRobinPartitionAssignor,
-            ),
+            # One alone: this client joins once for each it offers, with another list every time, and several members
+            # that do so keep each other from ever settling. A class of its own for each consumer, since the client
+            # keeps the last assignment in the class.
+            partition_assignment_strategy=(type("Sticky", (StickyPartitionAssignor,), {}),),
             enable_auto_commit=False,
             auto_offset_reset="none",  # a lost offset is decided by source.start, never by a silent jump to latest
             isolation_level="read_committed",

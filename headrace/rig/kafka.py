@@ -9,7 +9,7 @@ import tempfile
 import time
 import uuid
 from base64 import urlsafe_b64encode
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,18 +92,22 @@ class KafkaCluster(Rig):
         port: of the first broker; 0 takes free ones.
         brokers: how many.
         data: keeps the topics between runs; None puts them in a folder that goes away.
-        properties: more lines for server.properties, such as listeners with TLS.
+        properties: more lines for a broker's server.properties, such as listeners with TLS.
     """
 
     def __init__(
-        self, port: int = 0, brokers: int = 1, data: Path | None = None, properties: dict[str, str] | None = None
+        self,
+        port: int = 0,
+        brokers: int = 1,
+        data: Path | None = None,
+        properties: Callable[[Node], Mapping[str, str]] = lambda _: {},
     ) -> None:
         silence_clients()  # that a broker does not answer yet is no news
         self._java = java()
         self._jars = ":".join(map(str, fetch_jars()))
         self._own = data is None
         self._data = data.resolve() if data else Path(tempfile.gettempdir()) / f"headrace-kafka-{uuid.uuid4().hex[:12]}"
-        self._properties = properties or {}
+        self._properties = properties
         self.nodes = [Node(n, port + n - 1 if port else free_port(), free_port()) for n in range(1, brokers + 1)]
         for node in self.nodes if port else []:
             if listening(node.port):
@@ -219,7 +223,7 @@ class KafkaCluster(Rig):
             "transaction.state.log.num.partitions": "8",
             "group.initial.rebalance.delay.ms": "0",
             "auto.create.topics.enable": "false",
-            **self._properties,
+            **self._properties(node),
         }
 
     def __repr__(self) -> str:

@@ -85,8 +85,8 @@ def check(history: History, exactly_once: bool, window: int = 8192) -> Verdict:
 
     Args:
         history: of the run, after everything has settled.
-        exactly_once: whether duplicates are violations. Otherwise they may lie in replay windows only: runs of a
-            partition that begin again at or above the offset that was committed before some fault.
+        exactly_once: whether duplicates are violations. Otherwise they may lie in replay windows only: what is done
+            again begins at or above the offset that was committed before some fault, and ends within `window` of it.
         window: events that a replay window may hold at most.
     """
     violations: list[str] = []
@@ -118,7 +118,9 @@ def check(history: History, exactly_once: bool, window: int = 8192) -> Verdict:
         violations += [
             f"I2: partition {partition} was done again from offset {to} after {at}, outside every replay window"
             for partition, at, to in jumps
-            if at - to > window or not any(fault.committed.get(partition, 0) <= to for fault in history.faults)
+            if not any(
+                (start := fault.committed.get(partition, 0)) <= to <= at <= start + window for fault in history.faults
+            )
         ]
     letters = {item.event for item in history.seen if item.letter is not None}
     return Verdict(

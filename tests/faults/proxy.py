@@ -6,9 +6,12 @@ It runs in a thread of its own, on loopback. What it does to a connection it doe
 import asyncio
 import struct
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from headrace.rig.kafka import KafkaCluster, Node
+from headrace.rig.process import free_port
 
 END_TXN = 26
 """Kafka's api key of EndTxn."""
@@ -45,6 +48,11 @@ class Proxy:
     @property
     def address(self) -> str:
         return f"127.0.0.1:{self.port}"
+
+    def heal(self) -> None:
+        """Nothing is done to connections any more."""
+        self.hanging = self.refusing = False
+        self.delay, self.slice_after, self.swallow = 0.0, 0, None
 
     def cut(self) -> None:
         """Close every connection."""
@@ -140,12 +148,28 @@ def proxy(target: str, port: int = 0) -> Iterator[Proxy]:
         thread.join(10)
 
 
-def proxied_listener(port: int, broker_port: int, listener_port: int, controller_port: int) -> dict[str, Any]:
-    """server.properties of a broker with a second listener that clients reach through a proxy on `port`."""
-    return {
-        "listeners": f"PLAINTEXT://127.0.0.1:{broker_port},PROXIED://127.0.0.1:{listener_port},"
-        f"CONTROLLER://127.0.0.1:{controller_port}",
-        "advertised.listeners": f"PLAINTEXT://127.0.0.1:{broker_port},PROXIED://127.0.0.1:{port}",
-        "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,PROXIED:PLAINTEXT,CONTROLLER:PLAINTEXT",
-        "inter.broker.listener.name": "PLAINTEXT",
-    }
+@contextmanager
+def proxied_cluster(
+    folder: Path, brokers: int = 1, properties: Mapping[str, str] | None = None
+) -> Iterator[tuple[KafkaCluster, list[Proxy]]]:
+    """A cluster that a test may kill and spoil, and a proxy in front of each broker.
+
+    `KafkaCluster.bootstrap_servers` leads straight to the brokers, the addresses of the proxies through them: each
+    broker has a second listener, which it advertises as the proxy's address.
+    """
+    behind = [free_port() for _ in range(brokers)]
+    with ExitStack() as stack:
+        proxies = [stack.enter_context(proxy(f"127.0.0.1:{port}")) for port in behind]
+
+        def listeners(node: Node) -> dict[str, str]:
+            own, way = f"PLAINTEXT://127.0.0.1:{node.port}", proxies[node.number - 1].port
+            return {
+                "listeners": f"{own},PROXIED://127.0.0.1:{behind[node.number - 1]}"
+                f",CONTROLLER://127.0.0.1:{node.controller_port}",
+                "advertised.listeners": f"{own},PROXIED://127.0.0.1:{way}",
+                "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,PROXIED:PLAINTEXT,CONTROLLER:PLAINTEXT",
+                "inter.broker.listener.name": "PLAINTEXT",
+                **(properties or {}),
+            }
+
+        yield stack.enter_context(KafkaCluster(brokers=brokers, data=folder, properties=listeners)), proxies

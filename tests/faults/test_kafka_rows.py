@@ -14,9 +14,8 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from bridge.config.model import Kafka
 from headrace.rig.kafka import KafkaCluster
-from headrace.rig.process import free_port
 from headrace.rig.topics import create_topics
-from tests.faults.proxy import END_TXN, Proxy, proxied_listener, proxy
+from tests.faults.proxy import END_TXN, Proxy, proxied_cluster
 from tests.faults.world import World, world
 from tests.support import Broker, until
 
@@ -27,18 +26,14 @@ both = pytest.mark.parametrize("delivery", ["exactly_once", "at_least_once"])
 @pytest.fixture(scope="module")
 def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[KafkaCluster, Proxy]]:
     """A broker that these tests may kill and spoil, and a proxy that bridges can reach it through."""
-    listener = free_port()
-    with proxy(f"127.0.0.1:{listener}") as between:
-        cluster = KafkaCluster(port=free_port(), data=tmp_path_factory.mktemp("kafka"))
-        node = cluster.nodes[0]
-        cluster._properties = proxied_listener(between.port, node.port, listener, node.controller_port) | {
-            "producer.id.expiration.ms": "3000",
-            "producer.id.expiration.check.interval.ms": "500",
-            "transactional.id.expiration.ms": "4000",
-            "transaction.remove.expired.transaction.cleanup.interval.ms": "500",
-        }
-        with cluster:
-            yield cluster, between
+    forgetful = {
+        "producer.id.expiration.ms": "3000",
+        "producer.id.expiration.check.interval.ms": "500",
+        "transactional.id.expiration.ms": "4000",
+        "transaction.remove.expired.transaction.cleanup.interval.ms": "500",
+    }
+    with proxied_cluster(tmp_path_factory.mktemp("kafka"), properties=forgetful) as (cluster, (between,)):
+        yield cluster, between
 
 
 @pytest.fixture
@@ -55,8 +50,7 @@ def own_world(own: tuple[KafkaCluster, Proxy], model: str, tmp_path: Path, seed:
         return one
 
     yield make
-    between.hanging = between.refusing = False
-    between.delay, between.slice_after, between.swallow = 0.0, 0, None
+    between.heal()
     for one in made:
         one.close()
 
@@ -186,7 +180,7 @@ def test_row_8_network_between_bridge_and_broker(own: Any, own_world: Any, deliv
     before, connections = _cpu(bridge), between.connections
     time.sleep(4 + w.rng.random())
     spent, made = _cpu(bridge) - before, between.connections - connections
-    between.delay, between.hanging, between.refusing = 0.0, False, False
+    between.heal()
     w.finish()
     assert made < 400, f"{made} connections in 5 s: a busy loop"
     if kind in ("hang", "refuse"):

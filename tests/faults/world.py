@@ -20,11 +20,9 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
+from bridge.kafka import stop_client
 from tests.faults.history import Fault, History, Seen, Verdict, check
 from tests.support import Bridge, Broker, header, pipeline, until
-
-POISON_EVERY = 0
-"""Default: no poison."""
 
 
 class World:
@@ -32,12 +30,13 @@ class World:
 
     Args:
         broker: a real Kafka, reached directly by the producer and the reader.
-        model: address of the model server; its model `m` doubles x, and refuses a negative one.
+        model: address of the model server; its model doubles x, and refuses a negative one.
         folder: for logs.
         seed: printed with every failure.
         delivery: of the pipeline.
         partitions: of the topics.
         bridge_bootstrap: how bridges reach Kafka, perhaps through a proxy.
+        model_name: of that model.
         sections: of the configuration.
     """
 
@@ -50,6 +49,7 @@ class World:
         delivery: str = "exactly_once",
         partitions: int = 3,
         bridge_bootstrap: str | None = None,
+        model_name: str = "m",
         **sections: Any,
     ) -> None:
         self.broker = broker
@@ -67,15 +67,17 @@ class World:
             "batch": {"max_events": 64} | sections.pop("batch", {}),
             **sections,
         }
-        self.config = pipeline(bridge_bootstrap or broker.bootstrap, model, "m", self.topics, **document)
+        self.config = pipeline(bridge_bootstrap or broker.bootstrap, model, model_name, self.topics, **document)
         self.config["source"] |= source
         self.bridges: list[Bridge] = []
         self.history = History()
         self._written = 0
         self._producing: threading.Thread | None = None
+        self._failed = False
         self._stop = threading.Event()
         self._watching: threading.Thread | None = None
-        self._began = time.monotonic()
+        self.began = time.monotonic()
+        """When the run began."""
         self.poison: Callable[[int], bytes | None] = lambda _: None
 
     # --- events ---
@@ -104,21 +106,32 @@ class World:
             self._producing = None
 
     async def _stream(self, rate: int) -> None:
-        producer = AIOKafkaProducer(
-            bootstrap_servers=self.broker.bootstrap, acks="all", enable_idempotence=True, linger_ms=5
-        )
-        await producer.start()
-        try:
-            begun, first = time.monotonic(), self._written
-            futures = []
-            while not self._stop.is_set():
-                due = first + int((time.monotonic() - begun) * rate)
-                while self._written < due:
-                    futures.append(await self._send(producer, self._written))
-                    self._written += 1
-                await asyncio.sleep(0.01)
-            await asyncio.gather(*futures)
-        finally:
+        begun, first = time.monotonic(), self._written
+        acknowledgements: set[asyncio.Task[None]] = set()
+        producer: AIOKafkaProducer | None = None
+        while not self._stop.is_set():
+            if producer is None:
+                producer = AIOKafkaProducer(
+                    bootstrap_servers=self.broker.bootstrap, acks="all", enable_idempotence=True, linger_ms=5
+                )
+                await producer.start()
+                self._failed = False
+            due = first + int((time.monotonic() - begun) * rate)
+            try:
+                while self._written < due and not self._failed:
+                    number, self._written = self._written, self._written + 1
+                    acknowledgement = await self._send(producer, number)
+                    acknowledgements.add(acknowledgement)
+                    acknowledgement.add_done_callback(acknowledgements.discard)
+            except KafkaError:
+                self._failed = True
+            if self._failed:
+                # This client's idempotent producer does not recover from every error.
+                await stop_client(producer, 5.0)
+                producer = None
+            await asyncio.sleep(0.01)
+        await asyncio.gather(*acknowledgements)
+        if producer is not None:
             await producer.stop()
 
     async def _write(self, numbers: range) -> None:
@@ -139,6 +152,7 @@ class World:
             try:
                 written = await sent
             except KafkaError:
+                self._failed = True
                 return  # it may be there or not: info
             self.history.writes[number] = "ok"
             self.history.places[number] = (partition, written.offset)
@@ -180,8 +194,7 @@ class World:
     def fault(self, name: str) -> None:
         """Note what is about to be done, and what was committed before."""
         # A note of half a second ago is surely not above what a fault of now may lead back to.
-        before = {partition: offsets[-1] for partition, offsets in self.history.committed.items() if offsets}
-        self.history.faults.append(Fault(name, time.monotonic() - self._began, before))
+        self.history.faults.append(Fault(name, time.monotonic() - self.began, self._latest()))
 
     # --- the end ---
 
@@ -192,6 +205,9 @@ class World:
             if offset >= 0:
                 self.history.committed[partition].append(offset)
         return found
+
+    def _latest(self) -> dict[int, int]:
+        return {partition: offsets[-1] for partition, offsets in list(self.history.committed.items()) if offsets}
 
     def results(self) -> int:
         """Events below the committed offsets; transaction markers are not counted, since they lie in other topics."""
@@ -233,7 +249,8 @@ class World:
             ends[partition] = max(ends[partition], offset + 1)
 
         def done() -> bool:
-            now = self.committed()
+            # Two that ask at the same time could note their answers the wrong way round.
+            now = self.committed() if self._watching is None else self._latest()
             return all(now.get(partition, 0) >= end for partition, end in ends.items())
 
         until(done, timeout, f"I7: everything written is done; {self.report()}")

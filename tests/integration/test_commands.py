@@ -131,7 +131,7 @@ def test_check_tries_what_exactly_once_needs(broker: Broker, triton: TritonRig, 
     name = config["name"]
     assert f"ok: transactions: the brokers begin and end them for transactional ids {name}-{name}-*" in done.stdout
     assert broker.committed(name, topics["events"]) == {}  # nothing of the trial is left
-    with KafkaCluster(properties={"transaction.max.timeout.ms": "10000"}) as cluster:
+    with KafkaCluster(properties=lambda _: {"transaction.max.timeout.ms": "10000"}) as cluster:
         topics = Broker(cluster.bootstrap_servers).topics()
         config = pipeline(cluster.bootstrap_servers, triton.address, "log", topics, delivery="exactly_once")
         done = headrace("check", write(tmp_path, config))

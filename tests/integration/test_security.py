@@ -65,7 +65,7 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
         "listener.name.sasl_ssl.oauthbearer.sasl.jaas.config": f'{BEARER} required unsecuredLoginStringClaim_sub="x";',
         "listener.name.sasl_ssl.oauthbearer.sasl.server.callback.handler.class": UNSECURED,
     }
-    with KafkaCluster(port=plain, properties=properties) as cluster:
+    with KafkaCluster(port=plain, properties=lambda _: properties) as cluster:
         for mechanism in ("SCRAM-SHA-256", "SCRAM-SHA-512"):
             command = [java(), "-cp", ":".join(map(str, fetch_jars())), "kafka.admin.ConfigCommand"]
             arguments = ["--bootstrap-server", cluster.bootstrap_servers, "--alter", "--entity-type", "users"]
