@@ -88,6 +88,7 @@ class TritonLaunch:
     def _assemble_backends(self) -> Path:
         """A folder with Triton's Python backend, the stub of this Python, and our own backends."""
         folder = self.home / "backends"
+        shutil.rmtree(folder, ignore_errors=True)  # of a server that has been killed, and is started again
         python = folder / "python"
         python.mkdir(parents=True)
         server = _package() / "tritonserver"
