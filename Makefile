@@ -10,7 +10,7 @@ SEED    ?= 1
 MINUTES ?= 20
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fault-rows faults lint protos models bench docs clean
+.PHONY: help demo test fault-rows faults lint protos models bench trouble docs clean
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 18
@@ -37,6 +37,9 @@ lint: $(READY) ## style, types, import rules, and that generated files are up to
 
 protos: $(READY) ## generate the message classes from protos/
 	@$(BIN)/python protos/generate.py
+
+trouble: $(READY) ## poison, exactly-once and a model outage: what they cost (ARGS="poison --rounds 3")
+	@$(BIN)/python -m loadtest.trouble $(ARGS)
 
 docs: $(READY) ## generate the configuration and telemetry references from the types
 	@$(BIN)/python docs/generate.py

@@ -274,7 +274,7 @@ class _Writer:
             if len(text) > MOST_CHARACTERS:
                 raise HeadraceError(
                     f"the letters left out of partition {number} of {self._topic!r} lie too scattered among the others "
-                    "to be remembered; replay all of them, or part after part with --until"
+                    "to be remembered; replay those too, with --to another topic if need be, and then these again"
                 )
             offsets[TopicPartition(self._topic, number)] = (ledger.position, text)
         if self._consumer is None:

@@ -11,7 +11,6 @@ import json
 import os
 import re
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -19,11 +18,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
-import orjson
 import psutil
-import yaml
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka import AIOKafkaConsumer, TopicPartition
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -33,23 +29,9 @@ from headrace.rig.kafka import KafkaCluster
 from headrace.rig.process import ServerProcess
 from headrace.rig.topics import create_topics
 from headrace.rig.triton import TritonRig
+from loadtest.rig import PARTITIONS, make_model, pipeline, start_bridge, write_events
 
-FEATURES = 30
-PARTITIONS = 6
 ROOT = Path(__file__).parents[1]
-MODEL = """
-import numpy as np, sys, tensorflow as tf
-rng = np.random.default_rng(1)
-class Dense(tf.Module):
-    def __init__(self):
-        self.first = tf.Variable(rng.normal(0, 0.2, (30, 64)).astype("f"))
-        self.second = tf.Variable(rng.normal(0, 0.2, (64, 1)).astype("f"))
-    @tf.function(input_signature=[tf.TensorSpec([None, 30], tf.float32, "features")])
-    def score(self, features):
-        return {"score": tf.sigmoid(tf.nn.relu(features @ self.first) @ self.second)[:, 0]}
-module = Dense()
-tf.saved_model.save(module, sys.argv[1], signatures={"serving_default": module.score})
-"""
 
 
 @dataclass(frozen=True)
@@ -77,13 +59,13 @@ def main() -> None:
         home = Path(folder)
         formats = arguments.formats.split(",")
         task = progress.add_task("starting Kafka and Triton", total=1 + len(formats) * (1 + 2 * arguments.rounds))
-        _make_model(home / "models" / "dense")
+        make_model(home / "models" / "dense")
         with KafkaCluster() as kafka, TritonRig(home / "models") as triton:
             progress.advance(task)
             for form in formats:
                 progress.update(task, description=f"writing {arguments.events} {form} events")
                 source = f"events-{form}"
-                asyncio.run(_write_events(kafka.bootstrap_servers, source, form, arguments.events))
+                asyncio.run(write_events(kafka.bootstrap_servers, source, arguments.events, form))
                 progress.advance(task)
                 for number in range(arguments.rounds):
                     for subject in (f"copy {form}", f"headrace {form}"):
@@ -109,22 +91,8 @@ def _copy(bootstrap: str, source: str, target: str, home: Path) -> ServerProcess
 
 def _bridge(model: str, form: str, home: Path) -> Start:
     def start(bootstrap: str, source: str, target: str, home: Path = home) -> ServerProcess:
-        config = {
-            "name": target,
-            "kafka": {"bootstrap_servers": bootstrap},
-            "source": {"topics": [source]},
-            "event": {"format": form},
-            "model": {"address": model, "name": "dense"},
-            "result": {"topic": target},
-            "dead_letter": {"topic": f"{target}-dead"},
-            "observe": {"address": "127.0.0.1:0"},
-        }
-        if form == "json":
-            config["model"] |= {"inputs": {"features": [f"f{n}" for n in range(FEATURES)]}}  # type: ignore[operator]
-        path = home / f"{target}.yaml"
-        path.write_text(yaml.safe_dump(config))
-        command = [sys.executable, "-m", "headrace", "run", str(path)]
-        return ServerProcess("the bridge", command, home / f"{target}.log", {**os.environ, "PYTHONUNBUFFERED": "1"})
+        config = pipeline(bootstrap, model, source, target, {"event": {"format": form}})
+        return start_bridge(config, home)
 
     return start
 
@@ -167,37 +135,6 @@ async def _until(bootstrap: str, topic: str, events: int, process: psutil.Proces
             await asyncio.sleep(0.02)
     finally:
         await consumer.stop()
-
-
-async def _write_events(bootstrap: str, topic: str, form: str, events: int) -> None:
-    await create_topics(Kafka(bootstrap_servers=bootstrap), {topic: PARTITIONS})
-    rng = np.random.default_rng(7)
-    values = rng.normal(0, 1, (2000, FEATURES))
-    if form == "json":
-        payloads = [orjson.dumps({f"f{n}": value for n, value in enumerate(row)}) for row in values.tolist()]
-    else:
-        payloads = [row.astype("<f4").tobytes() for row in values]
-    producer = AIOKafkaProducer(bootstrap_servers=bootstrap, max_batch_size=512 * 1024)
-    await producer.start()
-    now = int(time.time() * 1000)
-    for partition in range(PARTITIONS):
-        numbers = range(partition, events, PARTITIONS)
-        builder = producer.create_batch()
-        for number in numbers:
-            record = {"timestamp": now, "key": str(number).encode(), "value": payloads[number % 2000], "headers": []}
-            if builder.append(**record) is None:
-                await (await producer.send_batch(builder, topic, partition=partition))
-                builder = producer.create_batch()
-                builder.append(**record)
-        await (await producer.send_batch(builder, topic, partition=partition))
-    await producer.stop()
-
-
-def _make_model(folder: Path) -> None:
-    version = folder / "1" / "model.savedmodel"
-    version.mkdir(parents=True)
-    (folder / "config.pbtxt").write_text('platform: "tensorflow_savedmodel"\n')
-    subprocess.run([sys.executable, "-c", MODEL, str(version)], check=True, capture_output=True)
 
 
 def _print(console: Console, rounds: list[Round], formats: list[str]) -> None:

@@ -1,6 +1,11 @@
 """What the rows share: the model server of the rows that are not about the model, and the seeds."""
 
+import json
+import re
+from collections import Counter, defaultdict
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -34,7 +39,7 @@ SHORT = (
     "row_1_broker_killed_or_bounced[1-kill", "row_2_", "row_4_", "row_6_", "row_9_", "row_10_", "row_11_",
     "row_12_a_committed_offset_out_of_range[1-earliest", "row_13_the_model_is_away[1-gone", "row_14_", "row_15_",
     "row_16_one_poison_event_in_a_batch[1-INTERNAL", "row_17_", "row_18_wrong_answers[1-rows", "row_19_", "row_20_",
-    "row_21_", "row_22_one_trans",
+    "row_21_", "row_22_one_trans", "row_26_",
 )  # fmt: skip
 """What `make test` runs of the catalogue, exactly-once only; `make fault-rows` runs all of it."""
 
@@ -47,3 +52,38 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     left_out = [item for item in rows if "at_least_once" in item.name or not any(name in item.name for name in SHORT)]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in left_out]
+
+
+@pytest.fixture(autouse=True)
+def counted(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[None]:
+    """Passes on what the checker counted in this test, for the summary."""
+    yield
+    for path in sorted(tmp_path.glob("verdict-*.json")):
+        request.node.user_properties.append(("verdict", path.read_text()))
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """A line for each row of the catalogue: runs, and what became of the events."""
+    if not config.getoption("--all-rows"):
+        return
+    runs: defaultdict[int, Counter[str]] = defaultdict(Counter)
+    for outcome, reports in terminalreporter.stats.items():
+        for report in reports:
+            found = re.search(r"test_row_(\d+)_", getattr(report, "nodeid", ""))
+            if found is None or outcome not in ("passed", "failed", "error", ""):
+                continue
+            row = runs[int(found[1])]
+            if report.when == "call":
+                row[outcome] += 1
+            for name, value in report.user_properties if report.when == "teardown" else ():
+                if name == "verdict":
+                    verdict = json.loads(value)
+                    row["twice, at least once"] += (
+                        verdict["duplicated"] if verdict["delivery"] == "at_least_once" else 0
+                    )
+                    row["twice, exactly once"] += verdict["duplicated"] if verdict["delivery"] == "exactly_once" else 0
+                    row.update({key: verdict[key] for key in ("events", "letters", "lost")})
+    columns = ("passed", "failed", "events", "letters", "lost", "twice, exactly once", "twice, at least once")
+    terminalreporter.write_line(f"| row | {' | '.join(columns)} |")
+    for number, row in sorted(runs.items()):
+        terminalreporter.write_line(f"| {number} | {' | '.join(f'{row[name]:,}' for name in columns)} |")

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ class World:
         broker: Broker,
         model: str,
         folder: Path,
+        /,
         seed: int = 1,
         delivery: str = "exactly_once",
         partitions: int = 3,
@@ -261,7 +263,10 @@ class World:
             *map(self._result, self.broker.read(self.topics["results"])),
             *map(self._letter, self.broker.read(self.topics["letters"])),
         ]
-        return check(self.history, self.delivery == "exactly_once")
+        verdict = check(self.history, self.delivery == "exactly_once")
+        note = {"delivery": self.delivery} | asdict(verdict)
+        (self.folder / f"verdict-{self.topics['events']}.json").write_text(json.dumps(note))
+        return verdict
 
     def finish(self, timeout: float = 90.0, events: int | None = None) -> Verdict:
         """Settle, judge, and fail with the seed and the history when the promise was broken."""

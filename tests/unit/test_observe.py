@@ -1,7 +1,9 @@
 """Metrics, health and logs."""
 
+import re
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -89,3 +91,16 @@ def test_health_over_http() -> None:
             ObserveServer(server.address, health, Telemetry("p").registry)
     finally:
         server.close()
+
+
+@pytest.mark.parametrize("page", ["runbook.md", "guarantees.md"])
+def test_pages_name_metrics_that_exist(page: str) -> None:
+    text = (Path(__file__).parents[2] / "docs" / page).read_text()
+    known = {
+        line.split()[2]
+        for line in generate_latest(Telemetry("p").registry).decode().splitlines()
+        if line[:6] == "# TYPE"
+    }
+    named = {re.sub("_(bucket|count|sum)$", "", name) for name in re.findall(r"headrace_\w+", text)}
+    assert named
+    assert named <= known
