@@ -23,6 +23,7 @@ class PartitionEpoch:
     Attributes:
         topic: name of the topic.
         partition: number of the partition.
+        generation: number of the assignment, in this process; several epochs may follow each other in one.
         ready: whether its starting position is known; nothing is delivered before.
         alive: False once revoked; a dead epoch's outcomes are dropped and its offsets never committed.
         paused: whether too much of it is under way; the source does not ask for more meanwhile.
@@ -30,12 +31,13 @@ class PartitionEpoch:
 
     __slots__ = (
         "_base", "_done", "_head", "_next", "_offsets",
-        "alive", "committed", "partition", "paused", "ready", "topic",
+        "alive", "committed", "generation", "partition", "paused", "ready", "topic",
     )  # fmt: skip
 
-    def __init__(self, topic: str, partition: int) -> None:
+    def __init__(self, topic: str, partition: int, generation: int = 0) -> None:
         self.topic = topic
         self.partition = partition
+        self.generation = generation
         self.ready = False
         self.alive = True
         self.paused = False

@@ -11,42 +11,22 @@ An event that dies again is a new letter. It was not there when the replay began
 
 import asyncio
 import contextlib
-import random
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
-from aiokafka.errors import (
-    InvalidProducerEpoch,
-    KafkaError,
-    ProducerFenced,
-    TransactionalIdAuthorizationFailed,
-)
-from aiokafka.structs import OffsetAndMetadata
+from aiokafka.errors import InvalidProducerEpoch, KafkaError, ProducerFenced, TransactionalIdAuthorizationFailed
 
-from bridge.committed import OffsetsConsumer
 from bridge.config import Pipeline
 from bridge.dead_letters import DeadLetter, LetterFilter, LetterReader, letter_reader
 from bridge.errors import HeadraceError
-from bridge.kafka import (
-    Topic,
-    client_options,
-    describe_topics,
-    sentence,
-    stop_client,
-    transactional_prefix,
-    transactional_producer,
-)
-from bridge.ledger import MOST_CHARACTERS, Ledger
+from bridge.kafka import Topic, describe_topics, sentence
+from bridge.ledger import Ledger
 from bridge.letters import ATTEMPTS, LETTER
-from bridge.retry import Backoff
+from bridge.replayed import DEADLINE, ReplayWriter, read_ledgers, replay_writer, transactional_id
 
 _CHUNK = 500  # letters of one transaction
-_DEADLINE = 10.0  # of one transaction, and of starting
-_TRANSACTION_TIMEOUT = 15.0  # after which the broker ends the transaction of a replay that was killed
-_STOP_TIMEOUT = 5.0
 _PACE = 0.5  # a chunk holds what the rate allows in so many seconds
 
 
@@ -90,11 +70,6 @@ class Order:
     at_least_once: bool = False
 
 
-def replay_group(config: Pipeline) -> str:
-    """The group whose committed offsets tell what has been replayed."""
-    return f"{config.group}-dlq-replay"
-
-
 async def replay(config: Pipeline, order: Order, told: Callable[[Tally], None] = lambda _: None) -> Tally:
     """Send the letters of `order` that have not been sent yet.
 
@@ -108,12 +83,16 @@ async def replay(config: Pipeline, order: Order, told: Callable[[Tally], None] =
     """
     try:
         targets = await _targets(config, order)
-        async with _writer(config, order) as writer, letter_reader(config) as reader:
+        async with contextlib.AsyncExitStack() as stack:
+            writer = None
+            if not order.dry_run:
+                writer = await stack.enter_async_context(replay_writer(config, order.at_least_once))
+            reader = await stack.enter_async_context(letter_reader(config))
             ledgers = await read_ledgers(config, reader)
             return await _Replay(config, order, targets, reader, ledgers, writer, told).run()
     except TransactionalIdAuthorizationFailed as error:
         raise HeadraceError(
-            f"{sentence(error, config.kafka)} {_transactional_id(config)}; allow it, or replay with --at-least-once, "
+            f"{sentence(error, config.kafka)} {transactional_id(config)}; allow it, or replay with --at-least-once, "
             "after which an interrupted replay may send letters twice"
         ) from None
     except (ProducerFenced, InvalidProducerEpoch):
@@ -122,57 +101,10 @@ async def replay(config: Pipeline, order: Order, told: Callable[[Tally], None] =
             "again"
         ) from None
     except (KafkaError, TimeoutError) as error:
-        said = f"Kafka did not finish within {_DEADLINE:.0f} s" if isinstance(error, TimeoutError) else None
+        said = f"Kafka did not finish within {DEADLINE:.0f} s" if isinstance(error, TimeoutError) else None
         raise HeadraceError(
             f"{said or sentence(error, config.kafka)}; what has been sent stays sent: replay again to go on from there"
         ) from None
-
-
-async def read_ledgers(config: Pipeline, reader: LetterReader) -> dict[int, Ledger]:
-    """What has been replayed of each partition of the dead-letter topic.
-
-    Raises:
-        HeadraceError: the group's offsets are not a replay's.
-        KafkaError: the brokers cannot be reached.
-    """
-    topic, group = config.dead_letter.topic, replay_group(config)
-    wanted = [TopicPartition(topic, number) for number in reader.first]
-    found = await _committed(config, group, wanted)
-    ledgers = {}
-    for tp in wanted:
-        kept = found.get(tp)
-        offset = kept.offset if kept is not None else -1
-        try:
-            # An offset beyond the end is of a topic that has been made again since.
-            fresh = offset < 0 or offset > reader.last[tp.partition]
-            ledger = Ledger() if kept is None or fresh else Ledger(offset, kept.metadata)
-        except ValueError as error:
-            raise HeadraceError(
-                f"the offsets of group {group!r} in {topic}/{tp.partition} were not written by a replay: {error}; "
-                "reset them to replay from the first letter"
-            ) from None
-        ledger.mark(0, reader.first[tp.partition])  # what retention has taken
-        ledgers[tp.partition] = ledger
-    return ledgers
-
-
-async def _committed(
-    config: Pipeline, group: str, partitions: Collection[TopicPartition]
-) -> dict[TopicPartition, OffsetAndMetadata]:
-    consumer = OffsetsConsumer(**client_options(config.kafka), group_id=group, enable_auto_commit=False)
-    backoff = Backoff(0.1, 1.0, random.Random())
-    try:
-        async with asyncio.timeout(_DEADLINE):
-            await consumer.start()
-            while True:
-                try:
-                    return await consumer.all_committed(partitions)
-                except KafkaError as error:
-                    if not error.retriable:
-                        raise
-                    await asyncio.sleep(backoff.next())  # the coordinator has moved, or has never been asked before
-    finally:
-        await stop_client(consumer, _STOP_TIMEOUT)
 
 
 class _Replay:
@@ -185,7 +117,7 @@ class _Replay:
         targets: dict[str, Topic],
         reader: LetterReader,
         ledgers: dict[int, Ledger],
-        writer: "_Writer",
+        writer: ReplayWriter | None,
         told: Callable[[Tally], None],
     ) -> None:
         self._config = config
@@ -218,7 +150,7 @@ class _Replay:
             tally.passed += letter.offset + 1 - self._passed[letter.partition]
             self._passed[letter.partition] = letter.offset + 1
             if len(chunk) >= most:
-                if rate is not None and not self._order.dry_run:
+                if rate is not None and self._writer is not None:
                     await asyncio.sleep(max(0.0, began + sent / rate - time.monotonic()))
                 await self._send(chunk)
                 sent += len(chunk)
@@ -247,89 +179,11 @@ class _Replay:
             timestamp = letter.timestamp if letter.timestamp >= 0 and not self._order.now else None
             events.append((topic, int(came_from) if stays else None, letter.key, letter.value, timestamp, own))
         offsets = {number: self._ledgers[number] for number in {letter.partition for letter in chunk}}
-        if not self._order.dry_run:
-            async with asyncio.timeout(_DEADLINE):
-                await self._writer.write(events, offsets)
+        if self._writer is not None:
+            await self._writer.write(events, offsets)
         for (topic, *_), letter in zip(events, chunk, strict=True):
             self._tally.replayed[topic] += 1
             self._tally.reasons[letter.why.get("reason", "?")] += 1
-
-
-_Event = tuple[str, int | None, bytes | None, bytes | None, int | None, list[tuple[str, bytes | None]]]
-
-
-class _Writer:
-    """Writes events and, with them or at once after them, the ledgers."""
-
-    def __init__(self, config: Pipeline, producer: AIOKafkaProducer, consumer: AIOKafkaConsumer | None) -> None:
-        self._topic = config.dead_letter.topic
-        self._group = replay_group(config)
-        self._producer = producer
-        self._consumer = consumer
-
-    async def write(self, events: list[_Event], ledgers: dict[int, Ledger]) -> None:
-        offsets = {}
-        for number, ledger in ledgers.items():
-            text = ledger.text
-            if len(text) > MOST_CHARACTERS:
-                raise HeadraceError(
-                    f"the letters left out of partition {number} of {self._topic!r} lie too scattered among the others "
-                    "to be remembered; replay those too, with --to another topic if need be, and then these again"
-                )
-            offsets[TopicPartition(self._topic, number)] = (ledger.position, text)
-        if self._consumer is None:
-            await self._producer.begin_transaction()
-            try:
-                await self._send(events)
-                await self._producer.send_offsets_to_transaction(offsets, self._group)
-                await self._producer.commit_transaction()
-            except BaseException:
-                # Until it ends, an open transaction keeps what stands behind it from the pipeline's own reader.
-                # The client has an assertion against it where there is none to end: it has been fenced, say.
-                with contextlib.suppress(KafkaError, TimeoutError, AssertionError):
-                    async with asyncio.timeout(_STOP_TIMEOUT):
-                        await self._producer.abort_transaction()
-                raise
-        else:
-            await self._send(events)
-            self._consumer.assign(list(offsets))  # or the client would not commit
-            await self._consumer.commit(offsets)
-
-    async def _send(self, events: list[_Event]) -> None:
-        waiting = [
-            await self._producer.send(topic, value, key, partition, timestamp, headers)
-            for topic, partition, key, value, timestamp, headers in events
-        ]
-        # The commit of a transaction does not notice what failed.
-        for outcome in await asyncio.gather(*waiting, return_exceptions=True):
-            if isinstance(outcome, BaseException):
-                raise outcome
-
-
-@contextlib.asynccontextmanager
-async def _writer(config: Pipeline, order: Order) -> AsyncIterator[_Writer]:
-    """A writer that is ready; whoever replayed under the same transactional id before is fenced."""
-    options = client_options(config.kafka)
-    if order.at_least_once or order.dry_run:
-        producer = AIOKafkaProducer(**options, acks="all", enable_idempotence=True, max_request_size=64 * 2**20)
-        consumer = AIOKafkaConsumer(**options, group_id=replay_group(config), enable_auto_commit=False)
-    else:
-        producer, consumer = transactional_producer(config, _transactional_id(config), _TRANSACTION_TIMEOUT), None
-    try:
-        if not order.dry_run:
-            async with asyncio.timeout(_DEADLINE):
-                await producer.start()
-                if consumer is not None:
-                    await consumer.start()
-        yield _Writer(config, producer, consumer)
-    finally:
-        for client in (producer, consumer):
-            if client is not None:
-                await stop_client(client, _STOP_TIMEOUT)
-
-
-def _transactional_id(config: Pipeline) -> str:
-    return f"{transactional_prefix(config)}dlq-replay"
 
 
 async def _targets(config: Pipeline, order: Order) -> dict[str, Topic]:

@@ -56,7 +56,9 @@ class TransactionalSink:
         self._restart: Restart | None = None
         self._lanes: dict[PartitionEpoch, _Lane] = {}
         self._closing: dict[tuple[str, int], asyncio.Task[None]] = {}
-        self._fences: defaultdict[tuple[str, int], deque[float]] = defaultdict(partial(deque, maxlen=_MOST_FENCES))
+        self._fences: defaultdict[tuple[str, int], deque[tuple[int, float]]] = defaultdict(
+            partial(deque, maxlen=_MOST_FENCES)
+        )
         self._backoffs: dict[tuple[str, int], Backoff] = {}
         self.queued = 0
         """Records that are not acknowledged yet."""
@@ -140,13 +142,19 @@ class TransactionalSink:
             case ProducerFenced() | InvalidProducerEpoch():
                 now = asyncio.get_running_loop().time()
                 fences = self._fences[place]
-                fences.append(now)
+                fences.append((lane.epoch.generation, now))
+                generation, first = fences[0]
                 name = transactional_id(self._config, *place)
-                # Once is a partition that has moved. Time and again is somebody who does not belong to the group.
-                if len(fences) == _MOST_FENCES and now - fences[0] < _FENCES_SECONDS:
+                # Once is a partition that has moved, which the group tells soon. Time and again, while the group leaves
+                # it to us, is somebody who does not belong to the group.
+                if (
+                    len(fences) == _MOST_FENCES
+                    and generation == lane.epoch.generation
+                    and now - first < _FENCES_SECONDS
+                ):
                     raise PipelineStopped(
                         f"another producer uses the transactional id {name!r} and has fenced this one {_MOST_FENCES} "
-                        f"times in {now - fences[0]:.0f} s; is another pipeline running with the same name and group?"
+                        f"times in {now - first:.0f} s; is another pipeline running with the same name and group?"
                     ) from error
                 return _FENCED_PAUSE, f"another producer has taken over the transactional id {name!r}"
             case _ if isinstance(error, REFUSALS):

@@ -20,7 +20,7 @@ class GroupConsumer(OffsetsConsumer):
     """A member of the pipeline's group.
 
     Attributes:
-        heard: when the coordinator last answered a heartbeat, in the loop's time; 0 when it has not.
+        heard: when the coordinator last answered a heartbeat, or let us in, in the loop's time; 0 when it has not.
     """
 
     def __init__(self, config: Pipeline) -> None:

@@ -45,6 +45,8 @@ _CALL_TIMEOUT = 10.0  # of a single question to the coordinator; the client itse
 _CLAIM_TIMEOUT = 30.0  # an open transaction of a former owner has to be ended first
 _BEGINNING = 16  # partitions that begin side by side
 _PROBE = 2.0  # seconds to wait for a single partition when it is looked for what cannot be read
+_MEMBER_SECONDS = 10.0  # three heartbeats
+_HEARTBEAT_SOON = 0.5
 _SHORTLY = 0.05
 
 
@@ -71,6 +73,7 @@ class KafkaSource:
         self._failing = False
         self._owner: Owner | None = None
         self._joined = False
+        self._generation = 0
         self._polled = 0.0  # when the flow last asked
         self._consumer = GroupConsumer(config)
 
@@ -187,6 +190,8 @@ class KafkaSource:
     def accepted(self, partitions: Sequence[TopicPartition]) -> None:
         """The group gave us these partitions."""
         self._telemetry.rebalances.inc()
+        self._generation += 1
+        self._consumer.heard = asyncio.get_running_loop().time()
         for epoch in self._epochs.values():
             self._kill(epoch)
         self._epochs = {}
@@ -261,7 +266,7 @@ class KafkaSource:
                 self._owner.released(epoch)
 
     def _renew(self, tp: TopicPartition, after: float, reset: bool = False) -> None:
-        epoch = self._epochs[tp] = PartitionEpoch(tp.topic, tp.partition)
+        epoch = self._epochs[tp] = PartitionEpoch(tp.topic, tp.partition, self._generation)
         self._restarting.add(epoch)
         self._count_halted()
         assert self._tasks is not None, "started"  # noqa: S101 - for the type checker
@@ -276,6 +281,9 @@ class KafkaSource:
         backoff = Backoff(0.1, 5.0, random.Random())
         while epoch.alive:
             await asyncio.sleep(after)
+            if not self._member():
+                after = _HEARTBEAT_SOON
+                continue
             try:
                 async with self._beginning:
                     if epoch.alive:
@@ -295,6 +303,15 @@ class KafkaSource:
                 self._trouble(error)
         self._restarting.discard(epoch)
         self._count_halted()
+
+    def _member(self) -> bool:
+        """Whether the group has said lately that we are its member.
+
+        A claim fences the owner before. One that cannot hear the group may have lost its partitions to others; were it
+        to claim them all the same, it would disturb who has them now again and again.
+        """
+        silent = asyncio.get_running_loop().time() - self._consumer.heard
+        return silent < min(_MEMBER_SECONDS, self._config.source.session_timeout / 2)
 
     async def _claim(self, tp: TopicPartition, epoch: PartitionEpoch, reset: bool) -> None:
         assert self._owner is not None, "started"  # noqa: S101 - for the type checker

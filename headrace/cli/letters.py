@@ -19,8 +19,9 @@ from bridge.kafka import sentence
 from bridge.ledger import Ledger
 from bridge.observe.logs import silence_clients
 from bridge.observe.telemetry import DEAD_LETTER_REASONS
-from bridge.replay import Order, Tally, read_ledgers
+from bridge.replay import Order, Tally
 from bridge.replay import replay as replay_letters
+from bridge.replayed import read_ledgers
 from headrace.cli.output import JsonOption, print_json, print_table
 from headrace.cli.pipeline import ConfigArgument
 

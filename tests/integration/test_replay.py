@@ -19,7 +19,8 @@ from aiokafka import AIOKafkaProducer
 from bridge.config import Pipeline, load
 from bridge.dead_letters import LetterFilter
 from bridge.errors import HeadraceError
-from bridge.replay import Order, replay, replay_group
+from bridge.replay import Order, replay
+from bridge.replayed import replay_group
 from tests.support import Broker, header, headrace, pipeline, running, until
 from tests.v2_server import v2_server
 

@@ -2,18 +2,24 @@
 
 import asyncio
 import random
+from types import SimpleNamespace
 
 import pytest
+from aiokafka.errors import ProducerFenced
 
 from bridge.breaker import WINDOW, PoisonBreaker
+from bridge.config import parse
 from bridge.errors import PipelineStopped
 from bridge.infer.circuit import BUDGET, Circuit
 from bridge.lane import Lane
 from bridge.memory import MemoryRecord
+from bridge.observe.telemetry import Telemetry
 from bridge.offsets import PartitionEpoch
 from bridge.record import Outcome, Reject, Segment
 from bridge.retry import Backoff
+from bridge.sink.transactional import TransactionalSink
 from bridge.source.watchdog import ANSWER_SECONDS, JOIN_SECONDS, Watchdog
+from tests.support import pipeline
 
 NOTHING = Outcome([], None, [])
 
@@ -155,3 +161,27 @@ def test_the_watchdog_sees_ended_tasks_and_a_member_that_stays_outside() -> None
     clock.now += JOIN_SECONDS + 1
     assert "outside its group for 181 s" in str(watchdog.look(None, False, {}))
     assert watchdog.look(None, True, {}) is None
+
+
+@pytest.mark.parametrize(("generations", "stops"), [((1, 1, 1), True), ((1, 2, 2), False), ((1, 2, 3), False)])
+def test_a_producer_that_is_fenced_again_stops_only_while_the_group_leaves_it_the_partition(
+    virtual_time: asyncio.Runner, generations: tuple[int, ...], stops: bool
+) -> None:
+    topics = {role: f"{role}-1" for role in ("events", "results", "letters")}
+    config = parse(pipeline("memory:1", "memory:2", "m", topics, delivery="exactly_once"), {})
+
+    async def run() -> list[float]:
+        pauses: list[float] = []
+        sink = TransactionalSink(config, {}, Telemetry("p"))
+        await sink.start(asyncio.TaskGroup(), lambda epoch, after, because: pauses.append(after))
+        for generation in generations:
+            lane = SimpleNamespace(epoch=PartitionEpoch("t", 0, generation), limits={})
+            await sink.failed(lane, "results-1", 0, ProducerFenced())
+            await asyncio.sleep(7)
+        return pauses
+
+    if stops:
+        with pytest.raises(PipelineStopped, match="has fenced this one 3 times in 14 s"):
+            virtual_time.run(run())
+    else:
+        assert len(virtual_time.run(run())) == 3
