@@ -16,7 +16,13 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from aiokafka.errors import InvalidProducerEpoch, KafkaError, ProducerFenced, TransactionalIdAuthorizationFailed
+from aiokafka.errors import (
+    IllegalOperation,
+    InvalidProducerEpoch,
+    KafkaError,
+    ProducerFenced,
+    TransactionalIdAuthorizationFailed,
+)
 
 from bridge.config import Pipeline
 from bridge.dead_letters import DeadLetter, LetterFilter, LetterReader, letter_reader
@@ -100,7 +106,7 @@ async def replay(config: Pipeline, order: Order, told: Callable[[Tally], None] =
             f"another replay of pipeline {config.name!r} has begun and taken over; what this one has sent is not sent "
             "again"
         ) from None
-    except (KafkaError, TimeoutError) as error:
+    except (KafkaError, IllegalOperation, TimeoutError) as error:
         said = f"Kafka did not finish within {DEADLINE:.0f} s" if isinstance(error, TimeoutError) else None
         raise HeadraceError(
             f"{said or sentence(error, config.kafka)}; what has been sent stays sent: replay again to go on from there"

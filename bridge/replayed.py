@@ -10,7 +10,7 @@ import random
 from collections.abc import AsyncIterator, Collection
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
-from aiokafka.errors import KafkaError
+from aiokafka.errors import IllegalOperation, KafkaError
 from aiokafka.structs import OffsetAndMetadata
 
 from bridge.committed import OffsetsConsumer
@@ -97,7 +97,7 @@ class ReplayWriter:
 
         Raises:
             HeadraceError: a ledger has become too long to be kept; nothing is written.
-            KafkaError, TimeoutError: it is not known whether it has been written; the ledgers in Kafka tell.
+            KafkaError, IllegalOperation, TimeoutError: it is not known whether it has been written; the ledgers in Kafka tell.
         """
         offsets = {}
         for number, ledger in ledgers.items():
@@ -121,7 +121,7 @@ class ReplayWriter:
             except BaseException:
                 # Until it ends, an open transaction keeps what stands behind it from the pipeline's own reader.
                 # The client has an assertion against it where there is none to end: it has been fenced, say.
-                with contextlib.suppress(KafkaError, TimeoutError, AssertionError):
+                with contextlib.suppress(KafkaError, IllegalOperation, TimeoutError, AssertionError):
                     async with asyncio.timeout(_STOP_TIMEOUT):
                         await self._producer.abort_transaction()
                 raise

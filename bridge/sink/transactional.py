@@ -19,7 +19,7 @@ from functools import partial
 
 import structlog
 from aiokafka import AIOKafkaProducer, TopicPartition
-from aiokafka.errors import InvalidProducerEpoch, KafkaError, ProducerFenced
+from aiokafka.errors import IllegalOperation, InvalidProducerEpoch, KafkaError, ProducerFenced
 
 from bridge.config import Pipeline
 from bridge.errors import PipelineStopped
@@ -32,6 +32,12 @@ from bridge.sink.refusal import REFUSALS, after_refusal, check_partition
 
 log = structlog.get_logger()
 
+_FAILURES = (
+    KafkaError,
+    IllegalOperation,  # the client's word for a transaction that has ended by itself, by a fence found elsewhere
+    TimeoutError,
+    AssertionError,
+)
 _DEADLINE = 30.0  # of everything in one transaction; well below the broker's own
 _STOP_TIMEOUT = 5.0
 _FENCED_PAUSE = 6.0  # two heartbeats: by then a member that has lost its partitions knows it
@@ -218,7 +224,7 @@ class _Lane:
             try:
                 async with asyncio.timeout(_DEADLINE):
                     await self._transaction(max(due, began))
-            except (KafkaError, TimeoutError, AssertionError) as error:
+            except _FAILURES as error:
                 await self._sink.failed(self, *self._writing, error)
                 return
             due = loop.time() + self._interval

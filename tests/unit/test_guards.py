@@ -3,9 +3,10 @@
 import asyncio
 import random
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
-from aiokafka.errors import ProducerFenced
+from aiokafka.errors import IllegalOperation, ProducerFenced
 
 from bridge.breaker import WINDOW, PoisonBreaker
 from bridge.config import parse
@@ -17,7 +18,8 @@ from bridge.observe.telemetry import Telemetry
 from bridge.offsets import PartitionEpoch
 from bridge.record import Outcome, Reject, Segment
 from bridge.retry import Backoff
-from bridge.sink.transactional import TransactionalSink
+from bridge.sink import Emission, Write
+from bridge.sink.transactional import TransactionalSink, _Lane
 from bridge.source.watchdog import ANSWER_SECONDS, JOIN_SECONDS, Watchdog
 from tests.support import pipeline
 
@@ -185,3 +187,36 @@ def test_a_producer_that_is_fenced_again_stops_only_while_the_group_leaves_it_th
             virtual_time.run(run())
     else:
         assert len(virtual_time.run(run())) == 3
+
+
+class Ended:
+    """A producer whose transaction has ended by itself, which the client tells in its own way."""
+
+    async def begin_transaction(self) -> None: ...
+
+    def create_batch(self) -> Any:
+        return SimpleNamespace(append=lambda **_: True)
+
+    async def send_batch(self, *_: Any, **__: Any) -> None:
+        raise IllegalOperation("Can't send messages while not in transaction")
+
+    async def stop(self) -> None: ...
+
+
+def test_a_transaction_that_ends_by_itself_begins_its_partition_again(virtual_time: asyncio.Runner) -> None:
+    topics = {role: f"{role}-1" for role in ("events", "results", "letters")}
+    config = parse(pipeline("memory:1", "memory:2", "m", topics, delivery="exactly_once"), {})
+    epoch = PartitionEpoch("t", 0)
+    row = (None, b"v", 0, [])
+
+    async def run() -> list[str]:
+        said: list[str] = []
+        sink = TransactionalSink(config, {}, Telemetry("p"))
+        await sink.start(asyncio.TaskGroup(), lambda epoch, after, because: said.append(because))
+        lane = _Lane(sink, epoch, Ended(), config, {})
+        lane.add(Emission(segment(epoch, 0), [Write("results-1", 0, [row], 1)], lambda *_: None))
+        await lane.run()
+        return said
+
+    (said,) = virtual_time.run(run())
+    assert "not in transaction" in said
