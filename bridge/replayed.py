@@ -97,7 +97,8 @@ class ReplayWriter:
 
         Raises:
             HeadraceError: a ledger has become too long to be kept; nothing is written.
-            KafkaError, IllegalOperation, TimeoutError: it is not known whether it has been written; the ledgers in Kafka tell.
+            KafkaError, IllegalOperation, TimeoutError: it is not known whether it has been written; the ledgers in
+                Kafka tell.
         """
         offsets = {}
         for number, ledger in ledgers.items():
