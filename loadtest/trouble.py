@@ -239,7 +239,7 @@ async def _write(bootstrap: str, topic: str, rate: int, seconds: float, stop: th
     return number
 
 
-def outage(rig: Rig, seconds: float = 180.0, rate: int = 4_000) -> dict[str, Any]:
+def outage(rig: Rig, seconds: float, rate: int = 4_000) -> dict[str, Any]:
     """The model server is killed under load, and comes back."""
     bootstrap = rig.kafka.bootstrap_servers
     asyncio.run(create_topics(Kafka(bootstrap_servers=bootstrap), {"outage": PARTITIONS}))
@@ -302,6 +302,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", default=["poison", "delivery", "outage"])
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=180.0, help="how long the outage is")
     parser.add_argument("--out", type=Path, help="also write the figures as JSON")
     arguments = parser.parse_args()
     unknown = set(arguments.parts) - {"poison", "delivery", "outage"}
@@ -323,7 +324,7 @@ def main() -> None:
                     case "delivery":
                         found[part] = delivery(rig, arguments.rounds)
                     case "outage":
-                        found[part] = outage(rig)
+                        found[part] = outage(rig, arguments.seconds)
     if arguments.out:
         arguments.out.write_text(json.dumps(found, indent=1) + "\n")
 
