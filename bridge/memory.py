@@ -137,8 +137,10 @@ class FakeSource:
         committed = self.broker.committed.get((self.group, topic, number))
         if committed is None and self.start_at == "fail":
             raise PipelineStopped(f"group {self.group!r} cannot begin in {topic}/{number}: it has no offset there")
-        first = 0 if self.start_at == "earliest" else len(self.broker.log[topic][number])
-        epoch.start_at(first if committed is None else committed)
+        if committed is None:
+            committed = 0 if self.start_at == "earliest" else len(self.broker.log[topic][number])
+            self.broker.committed[self.group, topic, number] = committed
+        epoch.start_at(committed)
         epoch.committed = committed
         self.broker.arrived.set()
 

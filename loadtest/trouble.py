@@ -309,6 +309,8 @@ def main() -> None:
     if unknown:
         parser.error(f"there is no part {', '.join(sorted(unknown))}; there are poison, delivery and outage")
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=140)
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="headrace-trouble-") as folder:
         home = Path(folder)

@@ -4,13 +4,19 @@ import asyncio
 import selectors
 from typing import Any
 
+_MOST_TURNS = 100_000
+
 
 class _NoWait(selectors.SelectSelector):
     loop: "VirtualLoop"
+    turns = 0
 
     def select(self, timeout: float | None = None) -> Any:
         if timeout is None:
             raise AssertionError("deadlock: nothing is ready, and no timer is set")
+        self.turns = 0 if timeout > 0 else self.turns + 1
+        if self.turns > _MOST_TURNS:
+            raise AssertionError("something spins: no time passes any more")
         if timeout > 0:
             self.loop.now += timeout
         return super().select(0)

@@ -73,8 +73,10 @@ class KafkaSource:
         self._failing = False
         self._owner: Owner | None = None
         self._joined = False
+        self._revoking = False
         self._generation = 0
         self._polled = 0.0  # when the flow last asked
+        self._ends: dict[TopicPartition, int] = {}
         self._consumer = GroupConsumer(config)
 
     @property
@@ -154,9 +156,9 @@ class KafkaSource:
         assigned = self._consumer.assignment()
         for tp, epoch in self._epochs.items():
             if tp in assigned and epoch.position is not None:
-                high = self._consumer.highwater(tp)
-                if high is not None:
-                    lags[tp.topic, tp.partition] = max(0, high - epoch.position)
+                known = [end for end in (self._consumer.highwater(tp), self._ends.get(tp)) if end is not None]
+                if known:
+                    lags[tp.topic, tp.partition] = max(0, max(known) - epoch.position)
         return lags
 
     async def stop(self) -> None:
@@ -173,8 +175,9 @@ class KafkaSource:
         """The group takes all partitions back: finish, commit, and only then let go of the epochs."""
         self._check_instance()
         epochs = list(self._epochs.values())
+        self._revoking = True  # the gate: nothing more is delivered, also of what is just beginning
         for epoch in epochs:
-            epoch.ready = False  # the gate: nothing more is delivered
+            epoch.ready = False
         try:
             if self._owner and epochs:
                 await self._owner.drain(self._config.drain_timeout)
@@ -185,7 +188,7 @@ class KafkaSource:
             for epoch in epochs:
                 self._kill(epoch)
             self._epochs = {}
-            self._joined = False
+            self._joined = self._revoking = False
 
     def accepted(self, partitions: Sequence[TopicPartition]) -> None:
         """The group gave us these partitions."""
@@ -320,16 +323,18 @@ class KafkaSource:
         try:
             async with asyncio.timeout(_CALL_TIMEOUT):
                 committed = None if reset else await self._consumer.committed(tp)
-                offset = committed
-                if offset is None:
+                if committed is None:
                     why = "its offset is out of the log's range" if reset else "it has no offset"
-                    offset = await self._start_offset(tp, why)
-            if epoch.alive and self._epochs.get(tp) is epoch:
+                    committed = await self._start_offset(tp, why)
+                    # Kept from here on: whoever begins next, before anything is finished, must not choose again, or it
+                    # would choose a later end of the log and skip what has been delivered.
+                    await self._consumer.commit({tp: committed})
+            if epoch.alive and not self._revoking and self._epochs.get(tp) is epoch:
                 if reset:
-                    log.error("offset_out_of_range", topic=tp.topic, partition=tp.partition, goes_on_at=offset)
-                self._consumer.seek(tp, offset)
+                    log.error("offset_out_of_range", topic=tp.topic, partition=tp.partition, goes_on_at=committed)
+                self._consumer.seek(tp, committed)
                 epoch.committed = committed
-                epoch.start_at(offset)
+                epoch.start_at(committed)
         finally:
             if not epoch.ready and epoch.alive:
                 self._owner.released(epoch)  # it will be claimed again
@@ -403,6 +408,7 @@ class KafkaSource:
         watchdog = Watchdog(asyncio.get_running_loop().time)
         while True:
             await asyncio.sleep(self._watchdog_period)
+            await self._look_for_ends()
             signs = self._signs()
             stuck = watchdog.look(self._consumer.ended, self._joined, signs)
             if stuck is None:
@@ -421,6 +427,17 @@ class KafkaSource:
             await stop_client(self._consumer, _CALL_TIMEOUT)
             await self._connect(GroupConsumer(self._config))
             watchdog = Watchdog(asyncio.get_running_loop().time)
+
+    async def _look_for_ends(self) -> None:
+        """Where the partitions end that are not asked for: without an answer to a fetch the client does not know."""
+        resting = asyncio.get_running_loop().time() - self._polled > self._watchdog_period
+        assigned = self._consumer.assignment()
+        wanted = [tp for tp, epoch in self._epochs.items() if tp in assigned and (resting or epoch.paused)]
+        try:
+            async with asyncio.timeout(_CALL_TIMEOUT):
+                self._ends = await self._consumer.end_offsets(wanted) if wanted else {}
+        except (KafkaError, TimeoutError):
+            pass  # the lag that was known stays
 
     def _signs(self) -> dict[TopicPartition, Any]:
         """For each partition that is asked for, what changes with every answer of its broker."""

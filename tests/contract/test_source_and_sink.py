@@ -95,7 +95,7 @@ class Real:
         return self._broker.read(self.letters_topic)
 
     def _config(self, start: str) -> Any:
-        document = pipeline(self._broker.bootstrap, "none:1", "m", self.topics)
+        document = pipeline(self._broker.bootstrap, "none:1", "m", self.topics, delivery=self._delivery)
         document["source"]["start"] = start
         return parse(document, {})
 
@@ -237,6 +237,26 @@ def test_latest_begins_at_the_end(world: World) -> None:
         return await take(source, 1)
 
     segments = consuming(partial(world.source, "latest"), body)
+    assert [(r.key, r.value) for s in segments for r in s.records] == [(b"new", b"new")]
+
+
+@both
+def test_a_start_that_was_chosen_is_kept(world: World) -> None:
+    """What was delivered before anything was finished comes again, though it was not there when the start was chosen."""
+    world.produce(numbered(9))
+
+    async def body(source: Source) -> list[Segment]:
+        async with asyncio.timeout(30):
+            while not source.assigned:
+                assert await source.poll(10, 0.1) == []
+        await asyncio.to_thread(world.produce, [(1, b"new", b"new")])
+        (segment,) = await take(source, 1)
+        source.restart(segment.epoch, 0.0, "the test")
+        return await take(source, 1)
+
+    segments = consuming(partial(world.source, "latest"), body)
+    assert [(r.key, r.value) for s in segments for r in s.records] == [(b"new", b"new")]
+    segments = consuming(partial(world.source, "latest"), lambda source: take(source, 1))
     assert [(r.key, r.value) for s in segments for r in s.records] == [(b"new", b"new")]
 
 

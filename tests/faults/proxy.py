@@ -26,6 +26,7 @@ class Proxy:
         refusing: while set, connections are closed at once.
         slice_after: cut a connection after so many bytes of answers; 0 never.
         swallow: api key of a Kafka request whose next answer is swallowed, with its connection; None for none.
+        swallow_all: the same for every answer from now on.
         swallowed: how many were.
         connections: how many have been made.
     """
@@ -38,6 +39,7 @@ class Proxy:
         self.refusing = False
         self.slice_after = 0
         self.swallow: int | None = None
+        self.swallow_all: int | None = None
         self.swallowed = 0
         self.connections = 0
         self.port = 0
@@ -52,7 +54,7 @@ class Proxy:
     def heal(self) -> None:
         """Nothing is done to connections any more."""
         self.hanging = self.refusing = False
-        self.delay, self.slice_after, self.swallow = 0.0, 0, None
+        self.delay, self.slice_after, self.swallow, self.swallow_all = 0.0, 0, None, None
 
     def cut(self) -> None:
         """Close every connection."""
@@ -102,10 +104,10 @@ class Proxy:
 
     async def _requests(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, marked: set[int]) -> None:
         while data := await reader.read(65_536):
-            if self.swallow is not None and len(data) >= 12:
+            if (self.swallow or self.swallow_all) is not None and len(data) >= 12:
                 # Small requests come in one piece each, with their size in front.
                 key, _, correlation = struct.unpack(">hhi", data[4:12])
-                if key == self.swallow:
+                if key in (self.swallow, self.swallow_all):
                     marked.add(correlation)
                     self.swallow = None
             await self._pass(data, writer)

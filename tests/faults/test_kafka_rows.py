@@ -26,13 +26,7 @@ both = pytest.mark.parametrize("delivery", ["exactly_once", "at_least_once"])
 @pytest.fixture(scope="module")
 def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[KafkaCluster, Proxy]]:
     """A broker that these tests may kill and spoil, and a proxy that bridges can reach it through."""
-    forgetful = {
-        "producer.id.expiration.ms": "3000",
-        "producer.id.expiration.check.interval.ms": "500",
-        "transactional.id.expiration.ms": "4000",
-        "transaction.remove.expired.transaction.cleanup.interval.ms": "500",
-    }
-    with proxied_cluster(tmp_path_factory.mktemp("kafka"), properties=forgetful) as (cluster, (between,)):
+    with proxied_cluster(tmp_path_factory.mktemp("kafka")) as (cluster, (between,)):
         yield cluster, between
 
 
@@ -209,6 +203,22 @@ def test_row_9_the_answer_to_a_commit_is_lost(own: Any, own_world: Any) -> None:
     assert bridge.process.running
 
 
+def test_row_9_no_answer_to_a_commit_comes_for_longer_than_its_deadline(own: Any, own_world: Any) -> None:
+    """The client asks again by itself, so one lost answer is not enough for an outcome that nobody knows."""
+    _, between = own
+    w = own_world(through=True, partitions=1)
+    bridge = w.start()
+    w.write(300)
+    w.until_done(300)
+    w.fault("no answer to EndTxn comes")
+    between.swallow_all = END_TXN
+    w.write(300)
+    until(lambda: bridge.logged("partition_restarts"), 60, "the outcome of the transaction is unknown")
+    between.heal()
+    w.write(300)
+    w.finish(events=900)
+
+
 @both
 def test_row_10_what_the_result_topic_would_not_take(
     broker: Broker, model: str, tmp_path: Path, seed: int, delivery: str
@@ -290,6 +300,23 @@ def test_row_12_a_committed_offset_out_of_range(
         (said,) = [line for line in bridge.logs() if line["event"] == "offset_out_of_range"]
         assert said["level"] == "error"
         assert bridge.metric("headrace_records_total", stage="source", outcome="out_of_range") == 1
+
+
+@both
+def test_row_12_a_start_at_the_end_is_chosen_once(
+    broker: Broker, model: str, tmp_path: Path, seed: int, delivery: str
+) -> None:
+    """What comes before anything has been finished is not skipped by whoever begins next."""
+    with world(broker, model, tmp_path, seed, delivery, source={"start": "latest"}) as w:
+        w.write(30)  # before the pipeline: not for it
+        first = w.start()
+        w.history.writes.clear()
+        w.history.places.clear()
+        w.freeze(first)
+        w.write(300)
+        w.start(ready=False)
+        w.kill(first)
+        assert w.finish(events=300).results == 300
 
 
 async def _commit(w: World, offsets: dict[int, int]) -> None:
@@ -480,12 +507,21 @@ def test_row_24_partitions_are_added_and_a_topic_made_again(
         assert bridge.process.running
 
 
-def test_row_25_idle_for_long(own_world: Any) -> None:
-    w = own_world()
-    bridge = w.start()
-    w.write(30)
-    w.until_done(30)
-    time.sleep(7)  # the broker forgets the producer's id and its transactional id
-    w.write(30)
-    w.finish(events=60)
-    assert bridge.process.running
+def test_row_25_idle_for_long(model: str, tmp_path: Path, seed: int) -> None:
+    forgetful = {
+        "producer.id.expiration.ms": "3000",
+        "producer.id.expiration.check.interval.ms": "500",
+        "transactional.id.expiration.ms": "4000",
+        "transaction.remove.expired.transaction.cleanup.interval.ms": "500",
+    }
+    with (
+        KafkaCluster(properties=lambda _: forgetful) as cluster,
+        world(Broker(cluster.bootstrap_servers), model, tmp_path, seed) as w,
+    ):
+        bridge = w.start()
+        w.write(30)
+        w.until_done(30)
+        time.sleep(7)  # the broker forgets the producer's id and its transactional id
+        w.write(30)
+        w.finish(events=60)
+        assert bridge.process.running

@@ -79,6 +79,8 @@ def test_row_13_the_model_is_away(broker: Broker, tmp_path: Path, seed: int, del
         calls = server.calls
         time.sleep(6 + w.rng.random())  # the outage itself
         assert server.calls - calls < 30  # one probe at a time, with growing pauses
+        lag = bridge.metric("headrace_consumer_lag_records", partition="0")
+        assert lag > RATE, "the lag is known though nothing is fetched"
         assert bridge.get("/health/live")[0] == 200
         server.answer, between.refusing = double, False
         verdict = w.finish()

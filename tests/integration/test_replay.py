@@ -15,12 +15,14 @@ import numpy as np
 import pytest
 import yaml
 from aiokafka import AIOKafkaProducer
+from aiokafka.errors import InvalidProducerEpoch, ProducerFenced
 
 from bridge.config import Pipeline, load
-from bridge.dead_letters import LetterFilter
+from bridge.dead_letters import LetterFilter, LetterReader
 from bridge.errors import HeadraceError
+from bridge.ledger import Ledger
 from bridge.replay import Order, replay
-from bridge.replayed import replay_group
+from bridge.replayed import ReplayWriter, read_ledgers, replay_group, replay_writer
 from tests.support import Broker, header, headrace, pipeline, running, until
 from tests.v2_server import v2_server
 
@@ -136,6 +138,29 @@ def test_a_second_replay_takes_over(letters: Callable[[int], Letters]) -> None:
     assert "another replay of pipeline" in said, said
     assert "Traceback" not in said
     assert w.sent() == list(range(400))
+
+
+def test_the_ledger_is_read_when_the_replay_before_can_add_nothing_to_it_any_more(
+    letters: Callable[[int], Letters], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    w = letters(20)
+
+    async def meanwhile(config: Pipeline, reader: LetterReader) -> dict[int, Ledger]:
+        """The replay before is about to commit a chunk while this one starts."""
+        found = await read_ledgers(config, reader)
+        with pytest.raises((ProducerFenced, InvalidProducerEpoch)):
+            await before.write([(w.topics["events"], 0, b"0", b"v0", None, [])], {0: Ledger(1)})
+        return found
+
+    async def run() -> int:
+        nonlocal before
+        async with replay_writer(w.config, at_least_once=False) as before:
+            monkeypatch.setattr("bridge.replay.read_ledgers", meanwhile)
+            return sum((await replay(w.config, Order(LetterFilter(w.name)))).replayed.values())
+
+    before: ReplayWriter
+    assert asyncio.run(run()) == 20
+    assert w.sent() == list(range(20))
 
 
 def test_a_dry_run_sends_nothing_and_tells_what_it_would(letters: Callable[[int], Letters]) -> None:

@@ -89,3 +89,10 @@ def test_nothing_predicted() -> None:
     outcome = encoder.encode(1, Decoded({}, [], {}, [Reject(0, "decode", "x")]), [])
     assert outcome.values == [None]
     assert outcome.alerts is None
+
+
+def test_an_answer_that_lacks_a_row_is_never_matched_by_guess() -> None:
+    encoder = ResultEncoder("m", {"y": TensorSpec("y", "FP32", ())}, [], None)
+    short = Part(range(3), Prediction({"y": np.array([1, 2], "f4")}, "1"), 1)
+    with pytest.raises(ValueError, match="zip"):
+        encoder.encode(4, Decoded({}, range(3), {}, [Reject(3, "mapping", "")]), [short])

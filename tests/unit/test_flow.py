@@ -11,16 +11,19 @@ import numpy as np
 import pytest
 
 from bridge.config import Pipeline, parse
+from bridge.emitter import Emitter
 from bridge.errors import PipelineStopped
 from bridge.flow import Flow
 from bridge.infer import Disposition, InferenceError
 from bridge.infer.fake import FakeServer
 from bridge.infer.predictor import Predictor
 from bridge.kafka import Topic
-from bridge.memory import FakeSink, FakeSource, MemoryBroker
+from bridge.memory import FakeSink, FakeSource, MemoryBroker, MemoryRecord
 from bridge.observe.health import Health
 from bridge.observe.telemetry import Telemetry
+from bridge.offsets import PartitionEpoch
 from bridge.plan import Plan
+from bridge.record import Outcome, Segment
 from bridge.tensors import ModelSpec, TensorSpec
 
 MODEL = ModelSpec("m", ["1"], [TensorSpec("x", "FP64", ())], [TensorSpec("y", "FP64", ())], None)
@@ -219,6 +222,32 @@ def test_an_outage_pauses_the_intake_and_costs_no_event(virtual_time: asyncio.Ru
     assert w.committed() == [100, 100, 100]
     assert w.health.model_ready
     assert w.metric("headrace_retries_total", cause="model") > 10
+
+
+def test_an_outage_takes_no_more_events_in(virtual_time: asyncio.Runner) -> None:
+    w = world()
+    w.server.available = False
+    w.events([{"x": 1}])
+
+    async def body() -> None:
+        await asyncio.sleep(120)
+        w.events([{"x": n} for n in range(5)])
+        await asyncio.sleep(10)
+        assert w.metric("headrace_records_total", stage="source", outcome="consumed") == 1
+        assert w.metric("headrace_paused_partitions") == PARTITIONS
+        w.server.available = True
+        await until(lambda: len(w.results()) == 6)
+
+    virtual_time.run(flowing(w, body))
+
+
+def test_an_outcome_that_lacks_an_event_is_never_matched_by_guess() -> None:
+    w = world()
+    epoch = PartitionEpoch("events", 0)
+    records = [MemoryRecord("events", 0, n, 0, None, b"{}") for n in range(2)]
+    emitter = Emitter(w.config, w.sink, {}, w.telemetry, lambda: None, lambda _: None)
+    with pytest.raises(ValueError, match="zip"):
+        emitter.emit(Segment(epoch, 0, records), Outcome([b"one"], None, []))
 
 
 def test_answers_out_of_order_leave_in_order(virtual_time: asyncio.Runner) -> None:

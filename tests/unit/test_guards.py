@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -189,34 +190,84 @@ def test_a_producer_that_is_fenced_again_stops_only_while_the_group_leaves_it_th
         assert len(virtual_time.run(run())) == 3
 
 
-class Ended:
-    """A producer whose transaction has ended by itself, which the client tells in its own way."""
+class Producer:
+    """A transactional producer that notes what it is asked; a test has it do something on the way.
 
-    async def begin_transaction(self) -> None: ...
+    Args:
+        on_send: called for each batch.
+        on_offsets: called when the offsets are sent.
+    """
+
+    def __init__(
+        self, on_send: Callable[[], None] = lambda: None, on_offsets: Callable[[], None] = lambda: None
+    ) -> None:
+        self.asked: list[str] = []
+        self._on_send = on_send
+        self._on_offsets = on_offsets
+
+    async def begin_transaction(self) -> None:
+        self.asked.append("begin")
 
     def create_batch(self) -> Any:
         return SimpleNamespace(append=lambda **_: True)
 
-    async def send_batch(self, *_: Any, **__: Any) -> None:
-        raise IllegalOperation("Can't send messages while not in transaction")
+    async def send_batch(self, *_: Any, **__: Any) -> asyncio.Future[None]:
+        self._on_send()
+        sent = asyncio.get_running_loop().create_future()
+        sent.set_result(None)
+        return sent
+
+    async def send_offsets_to_transaction(self, *_: Any) -> None:
+        self.asked.append("offsets")
+        self._on_offsets()
+
+    async def commit_transaction(self) -> None:
+        self.asked.append("commit")
 
     async def stop(self) -> None: ...
 
 
-def test_a_transaction_that_ends_by_itself_begins_its_partition_again(virtual_time: asyncio.Runner) -> None:
+def transact(runner: asyncio.Runner, epoch: PartitionEpoch, producer: Producer) -> tuple[list[str], list[bool]]:
+    """One transaction; why the partition begins again, and how its emission was settled."""
     topics = {role: f"{role}-1" for role in ("events", "results", "letters")}
     config = parse(pipeline("memory:1", "memory:2", "m", topics, delivery="exactly_once"), {})
-    epoch = PartitionEpoch("t", 0)
-    row = (None, b"v", 0, [])
+    said: list[str] = []
+    settled: list[bool] = []
 
-    async def run() -> list[str]:
-        said: list[str] = []
+    async def run() -> None:
         sink = TransactionalSink(config, {}, Telemetry("p"))
         await sink.start(asyncio.TaskGroup(), lambda epoch, after, because: said.append(because))
-        lane = _Lane(sink, epoch, Ended(), config, {})
-        lane.add(Emission(segment(epoch, 0), [Write("results-1", 0, [row], 1)], lambda *_: None))
-        await lane.run()
-        return said
+        epoch.start_at(0)
+        epoch.deliver([0, 1])
+        lane = _Lane(sink, epoch, producer, config, {})
+        write = Write("results-1", 0, [(None, b"v", 0, [])], 1)
+        lane.add(Emission(segment(epoch, 0), [write], lambda _, done: settled.append(done)))
+        async with asyncio.TaskGroup() as tasks:
+            lane.task = tasks.create_task(lane.run())
+            await asyncio.sleep(5)
+            await lane.close()
 
-    (said,) = virtual_time.run(run())
-    assert "not in transaction" in said
+    runner.run(run())
+    return said, settled
+
+
+def test_a_transaction_sends_then_takes_the_offset_then_commits(virtual_time: asyncio.Runner) -> None:
+    producer = Producer()
+    assert transact(virtual_time, PartitionEpoch("t", 0), producer) == ([], [True])
+    assert producer.asked == ["begin", "offsets", "commit"]
+
+
+def test_a_transaction_that_ends_by_itself_begins_its_partition_again(virtual_time: asyncio.Runner) -> None:
+    def ended() -> None:
+        raise IllegalOperation("Can't send messages while not in transaction")
+
+    (said,), settled = transact(virtual_time, PartitionEpoch("t", 0), Producer(on_send=ended))
+    assert ("not in transaction" in said, settled) == (True, [False])
+
+
+def test_a_partition_that_is_taken_away_meanwhile_is_not_committed(virtual_time: asyncio.Runner) -> None:
+    epoch = PartitionEpoch("t", 0)
+    producer = Producer(on_offsets=lambda: setattr(epoch, "alive", False))
+    (said,), settled = transact(virtual_time, epoch, producer)
+    assert ("has taken over" in said, settled) == (True, [False])
+    assert producer.asked == ["begin", "offsets"]
