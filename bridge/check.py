@@ -13,7 +13,6 @@ from bridge.errors import ConfigError, PipelineStopped
 from bridge.infer import Disposition, InferenceError, ModelServer
 from bridge.kafka import (
     FATAL,
-    TRANSACTION_TIMEOUT,
     client_options,
     describe_topics,
     sentence,
@@ -121,15 +120,12 @@ async def _check_transactions(config: Pipeline, report: Report) -> None:
             f"delivery exactly_once: the brokers did not begin and end a transaction within {_TRANSACTION_TIMEOUT:.0f} "
             "s; they may lack the replicas that transaction.state.log.replication.factor and .min.isr ask for"
         )
+    except InvalidTransactionTimeout as error:
+        report.problems.append(f"delivery exactly_once: {sentence(error, config.kafka)}")
     except FATAL as error:
         report.problems.append(
             f"delivery exactly_once: {sentence(error, config.kafka)}; allow the transactional ids {prefix}* and the "
             "group"
-        )
-    except InvalidTransactionTimeout:
-        report.problems.append(
-            f"delivery exactly_once: the brokers' transaction.max.timeout.ms is below the {TRANSACTION_TIMEOUT:.0f} s "
-            "that transactions need here; raise it"
         )
     finally:
         await stop_client(producer, 5.0)

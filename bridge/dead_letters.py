@@ -13,6 +13,8 @@ from bridge.errors import HeadraceError
 from bridge.kafka import client_options, describe_topics, stop_client
 from bridge.letters import PREFIX, WRITTEN
 
+_SILENCE = 90.0  # longer than an open transaction may keep what stands behind it from a reader
+
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
@@ -110,6 +112,7 @@ class LetterReader:
             start: partition -> the offset to begin at; the first one where it is not given.
 
         Raises:
+            HeadraceError: a partition does not answer.
             KafkaError: the brokers cannot be reached.
         """
         consumer = self._consumer
@@ -118,8 +121,15 @@ class LetterReader:
         consumer.assign(sorted(left))
         for tp in left:
             consumer.seek(tp, begin[tp.partition])
+        heard = time.monotonic()
         while left:
-            for tp, records in (await consumer.getmany(timeout_ms=500, max_records=1000)).items():
+            polled = await consumer.getmany(timeout_ms=500, max_records=1000)
+            if polled:
+                heard = time.monotonic()
+            elif time.monotonic() - heard > _SILENCE:
+                silent = ", ".join(f"{tp.topic}/{tp.partition}" for tp in sorted(left))
+                raise HeadraceError(f"nothing has come of {silent} for {_SILENCE:.0f} s; has it a leader?")
+            for tp, records in polled.items():
                 for record in records:
                     if record.offset < self.last[tp.partition]:
                         yield _letter(record)
@@ -162,7 +172,10 @@ async def letter_reader(config: Pipeline) -> AsyncIterator[LetterReader]:
     if found is None:
         raise HeadraceError(f"dead_letter.topic: there is no topic {topic!r}")
     consumer = AIOKafkaConsumer(
-        **client_options(config.kafka), isolation_level="read_committed", enable_auto_commit=False
+        **client_options(config.kafka),
+        isolation_level="read_committed",
+        enable_auto_commit=False,
+        auto_offset_reset="earliest",  # where retention overtakes the reading
     )
     try:
         await consumer.start()

@@ -2,7 +2,7 @@
 
 import asyncio
 import ssl
-from collections.abc import MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,15 +14,19 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.conn import create_conn
 from aiokafka.errors import (
     AuthenticationFailedError,
+    BrokerResponseError,
     ClusterAuthorizationFailedError,
     GroupAuthorizationFailedError,
+    InvalidTransactionTimeout,
     KafkaConnectionError,
     KafkaError,
     SaslAuthenticationFailed,
     TopicAuthorizationFailedError,
     TransactionalIdAuthorizationFailed,
+    UnknownTopicOrPartitionError,
     UnsupportedSaslMechanismError,
 )
+from aiokafka.producer.message_accumulator import BatchBuilder
 
 from bridge.config import Pipeline
 from bridge.config.model import Kafka, Security
@@ -42,6 +46,7 @@ FATAL = (
     GroupAuthorizationFailedError,
     ClusterAuthorizationFailedError,
     TransactionalIdAuthorizationFailed,
+    InvalidTransactionTimeout,
 )
 """Errors that waiting does not cure."""
 
@@ -210,6 +215,63 @@ def transactional_producer(
     )
 
 
+Produced = tuple[bytes | None, bytes | None, int, list[tuple[str, bytes | None]]]
+"""Key, value, timestamp (ms since 1970), headers."""
+
+
+async def send_rows(
+    producer: AIOKafkaProducer,
+    rows: Mapping[tuple[str, int], Sequence[Produced]],
+    told: Callable[[str, int], None] = lambda topic, partition: None,
+) -> None:
+    """Send rows to their (topic, partition), in order and in whole batches, until every one is acknowledged.
+
+    Args:
+        producer: a transaction's commit would not notice what failed; this does.
+        rows: at least one for each key.
+        told: of each topic and partition that is about to be waited for, so that an error has a place.
+
+    Raises:
+        KafkaError: something was refused, or is not acknowledged.
+        UnknownTopicOrPartitionError: the topic, or a partition of that number, does not exist.
+    """
+    left = dict(rows)
+    while left:
+        sent = []
+        for place, waiting in list(left.items()):
+            told(*place)
+            builder = producer.create_batch()
+            append = builder.append
+            count = 0
+            for row in waiting:
+                if append(timestamp=row[2], key=row[0], value=row[1], headers=row[3]) is None:
+                    break
+                count += 1
+            sent.append((place, await send_batch(producer, builder, *place)))
+            if count == len(waiting):
+                del left[place]
+            else:
+                left[place] = waiting[count:]
+        outcomes = await asyncio.gather(*(future for _, future in sent), return_exceptions=True)
+        for (place, _), outcome in zip(sent, outcomes, strict=True):
+            if isinstance(outcome, BaseException):
+                told(*place)
+                raise outcome
+
+
+async def send_batch(producer: AIOKafkaProducer, builder: BatchBuilder, topic: str, partition: int) -> Any:
+    """The client's own, whose word for a partition that the topic does not have is an assertion.
+
+    Raises:
+        KafkaError: it cannot be sent.
+        UnknownTopicOrPartitionError: the topic, or a partition of that number, does not exist.
+    """
+    try:
+        return await producer.send_batch(builder, topic, partition=partition)
+    except AssertionError:
+        raise UnknownTopicOrPartitionError(f"{topic}/{partition}") from None
+
+
 async def stop_client(client: Any, timeout: float) -> str | None:
     """Stop a consumer or producer; what went wrong, or None.
 
@@ -238,8 +300,16 @@ def sentence(error: BaseException, kafka: Kafka) -> str:
             return f"{where} does not allow this user to use the consumer group {' '.join(map(str, error.args))}"
         case TransactionalIdAuthorizationFailed():
             return f"{where} does not allow this user the transactional id {' '.join(map(str, error.args))}"
+        case InvalidTransactionTimeout():
+            return (
+                f"{where}: its transaction.max.timeout.ms is below the {TRANSACTION_TIMEOUT:.0f} s that transactions "
+                "need here; raise it"
+            )
+        case UnknownTopicOrPartitionError():
+            return f"{where} has no {' '.join(map(str, error.args)) or 'such topic or partition'}"
         case KafkaConnectionError():
             return f"{where} does not answer; is it running, and is kafka.bootstrap_servers right?"
         case _:
-            detail = " ".join(str(error).split())
-            return f"{where} does not answer: {detail or type(error).__name__}"
+            detail = " ".join(str(error).split()) or type(error).__name__
+            refused = isinstance(error, BrokerResponseError) and not error.retriable
+            return f"{where} {'refused' if refused else 'does not answer'}: {detail}"

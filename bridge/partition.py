@@ -37,13 +37,18 @@ class Partitioner:
         count = self._topics[topic].partitions
         groups: dict[int, list[Row]] = {}
         for row in rows:
-            partition = source % count if row[0] is None else _hash(bytes(row[0])) % count
+            partition = source % count if row[0] is None else partition_of(bytes(row[0]), count)
             groups.setdefault(partition, []).append(row)
         return [Write(topic, number, group, sum(map(row_size, group))) for number, group in groups.items()]
 
     def letter(self, source: int) -> int:
         """The dead-letter topic's partition for events of partition `source`."""
         return source % self._topics[self._letters].partitions
+
+
+def partition_of(key: bytes, count: int) -> int:
+    """Where Kafka's default partitioner puts a key among so many partitions."""
+    return _hash(key) % count
 
 
 @lru_cache(maxsize=65_536)

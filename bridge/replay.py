@@ -30,9 +30,12 @@ from bridge.errors import HeadraceError
 from bridge.kafka import Topic, describe_topics, sentence
 from bridge.ledger import Ledger
 from bridge.letters import ATTEMPTS, LETTER
-from bridge.replayed import DEADLINE, ReplayWriter, read_ledgers, replay_writer, transactional_id
+from bridge.partition import partition_of
+from bridge.replayed import DEADLINE, ReplayWriter, kept, read_ledgers, replay_writer, transactional_id
+from bridge.sink import Row
 
 _CHUNK = 500  # letters of one transaction
+_CHUNK_BYTES = 4 * 2**20
 _PACE = 0.5  # a chunk holds what the rate allows in so many seconds
 
 
@@ -98,7 +101,7 @@ async def replay(config: Pipeline, order: Order, told: Callable[[Tally], None] =
             return await _Replay(config, order, targets, reader, ledgers, writer, told).run()
     except TransactionalIdAuthorizationFailed as error:
         raise HeadraceError(
-            f"{sentence(error, config.kafka)} {transactional_id(config)}; allow it, or replay with --at-least-once, "
+            f"{sentence(error, config.kafka)}; allow {transactional_id(config)}, or replay with --at-least-once, "
             "after which an interrupted replay may send letters twice"
         ) from None
     except (ProducerFenced, InvalidProducerEpoch):
@@ -134,6 +137,7 @@ class _Replay:
         self._writer = writer
         self._told = told
         self._tally = Tally()
+        self._due = 0.0  # when the rate allows the next chunk
         self._passed: dict[int, int] = {}  # partition -> one past the last letter seen
 
     async def run(self) -> Tally:
@@ -144,23 +148,21 @@ class _Replay:
         rate = self._order.rate
         most = _CHUNK if rate is None else max(1, min(_CHUNK, int(rate * _PACE)))
         chunk: list[DeadLetter] = []
-        began, sent = time.monotonic(), 0
+        size = 0
         async for letter in reader.read(begin):
             if letter.offset in ledgers[letter.partition]:
                 pass  # an earlier replay has sent it
             elif letter in self._order.wanted and self._target(letter):
                 chunk.append(letter)
+                size += len(letter.value or b"")
                 ledgers[letter.partition].mark(self._passed[letter.partition], letter.offset + 1)
             else:
                 tally.left_out += 1
             tally.passed += letter.offset + 1 - self._passed[letter.partition]
             self._passed[letter.partition] = letter.offset + 1
-            if len(chunk) >= most:
-                if rate is not None and self._writer is not None:
-                    await asyncio.sleep(max(0.0, began + sent / rate - time.monotonic()))
+            if len(chunk) >= most or size >= _CHUNK_BYTES:
                 await self._send(chunk)
-                sent += len(chunk)
-                chunk = []
+                chunk, size = [], 0
             self._told(tally)
         if chunk:
             await self._send(chunk)
@@ -174,22 +176,37 @@ class _Replay:
         return topic if topic in self._targets else None
 
     async def _send(self, chunk: list[DeadLetter]) -> None:
-        events = []
+        rows: dict[tuple[str, int], list[Row]] = {}
         for letter in chunk:
             topic = self._target(letter)
             assert topic is not None, "checked before"  # noqa: S101 - for the type checker
-            came_from = letter.why.get("partition", "")
-            stays = self._order.to is None and came_from.isdigit() and int(came_from) < self._targets[topic].partitions
-            place = f"{self._config.dead_letter.topic}/{letter.partition}/{letter.offset}"
-            own = [*letter.headers, (ATTEMPTS, letter.why.get("attempts", "0").encode()), (LETTER, place.encode())]
-            timestamp = letter.timestamp if letter.timestamp >= 0 and not self._order.now else None
-            events.append((topic, int(came_from) if stays else None, letter.key, letter.value, timestamp, own))
-        offsets = {number: self._ledgers[number] for number in {letter.partition for letter in chunk}}
-        if self._writer is not None:
-            await self._writer.write(events, offsets)
-        for (topic, *_), letter in zip(events, chunk, strict=True):
+            rows.setdefault((topic, self._partition(letter, topic)), []).append(self._row(letter))
             self._tally.replayed[topic] += 1
             self._tally.reasons[letter.why.get("reason", "?")] += 1
+        ledgers = {number: self._ledgers[number] for number in {letter.partition for letter in chunk}}
+        if self._writer is None:
+            for number, ledger in ledgers.items():
+                kept(self._config.dead_letter.topic, number, ledger)
+            return
+        loop = asyncio.get_running_loop()
+        await asyncio.sleep(max(0.0, self._due - loop.time()))
+        await self._writer.write(rows, ledgers)
+        if self._order.rate is not None:
+            self._due = max(self._due, loop.time()) + len(chunk) / self._order.rate
+
+    def _partition(self, letter: DeadLetter, topic: str) -> int:
+        """The event's own; by its key in another topic, or where the topic has fewer partitions now."""
+        count = self._targets[topic].partitions
+        came_from = letter.why.get("partition", "")
+        if self._order.to is None and came_from.isdigit() and int(came_from) < count:
+            return int(came_from)
+        return letter.offset % count if letter.key is None else partition_of(letter.key, count)
+
+    def _row(self, letter: DeadLetter) -> Row:
+        place = f"{self._config.dead_letter.topic}/{letter.partition}/{letter.offset}"
+        headers = [*letter.headers, (ATTEMPTS, letter.why.get("attempts", "0").encode()), (LETTER, place.encode())]
+        now = self._order.now or letter.timestamp < 0
+        return letter.key, letter.value, int(time.time() * 1000) if now else letter.timestamp, headers
 
 
 async def _targets(config: Pipeline, order: Order) -> dict[str, Topic]:
@@ -198,7 +215,8 @@ async def _targets(config: Pipeline, order: Order) -> dict[str, Topic]:
     Raises:
         HeadraceError: one does not exist, or would send letters in a circle.
     """
-    if order.to in (config.dead_letter.topic, config.result.topic):
+    alert = config.result.alert
+    if order.to in (config.dead_letter.topic, config.result.topic, alert.topic if alert else ""):
         raise HeadraceError(f"--to {order.to}: that is where this pipeline writes; name a topic that it does not")
     names = [order.to] if order.to else config.source.topics
     found = await describe_topics(config.kafka, names)

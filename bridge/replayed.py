@@ -7,7 +7,7 @@ then whoever replayed before is fenced, and what it wrote is decided.
 import asyncio
 import contextlib
 import random
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.errors import IllegalOperation, KafkaError
@@ -17,9 +17,10 @@ from bridge.committed import OffsetsConsumer
 from bridge.config import Pipeline
 from bridge.dead_letters import LetterReader
 from bridge.errors import HeadraceError
-from bridge.kafka import client_options, stop_client, transactional_prefix, transactional_producer
+from bridge.kafka import client_options, send_rows, stop_client, transactional_prefix, transactional_producer
 from bridge.ledger import MOST_CHARACTERS, Ledger
 from bridge.retry import Backoff
+from bridge.sink import BATCH_BYTES, Row
 
 DEADLINE = 10.0
 """Seconds that starting, or writing one chunk, may take."""
@@ -79,8 +80,19 @@ async def _committed(
         await stop_client(consumer, _STOP_TIMEOUT)
 
 
-Event = tuple[str, int | None, bytes | None, bytes | None, int | None, list[tuple[str, bytes | None]]]
-"""Topic, partition (None: by the key), key, value, timestamp (None: now), headers."""
+def kept(topic: str, partition: int, ledger: Ledger) -> tuple[int, str]:
+    """What is committed for a partition of the dead-letter topic: the position, and the text beside it.
+
+    Raises:
+        HeadraceError: the broker would not keep so long a text.
+    """
+    text = ledger.text
+    if len(text) > MOST_CHARACTERS:
+        raise HeadraceError(
+            f"the letters left out of partition {partition} of {topic!r} lie too scattered among the others to be "
+            "remembered; replay those too, with --to another topic if need be, and then these again"
+        )
+    return ledger.position, text
 
 
 class ReplayWriter:
@@ -92,31 +104,29 @@ class ReplayWriter:
         self._producer = producer
         self._consumer = consumer
 
-    async def write(self, events: list[Event], ledgers: dict[int, Ledger]) -> None:
+    async def write(self, rows: Mapping[tuple[str, int], Sequence[Row]], ledgers: Mapping[int, Ledger]) -> None:
         """All of it or, in a transaction, nothing.
+
+        Args:
+            rows: (topic, partition) -> events in order.
+            ledgers: partition of the dead-letter topic -> what has been replayed of it once they are written.
 
         Raises:
             HeadraceError: a ledger has become too long to be kept; nothing is written.
             KafkaError, IllegalOperation, TimeoutError: it is not known whether it has been written; the ledgers in
                 Kafka tell.
         """
-        offsets = {}
-        for number, ledger in ledgers.items():
-            text = ledger.text
-            if len(text) > MOST_CHARACTERS:
-                raise HeadraceError(
-                    f"the letters left out of partition {number} of {self._topic!r} lie too scattered among the others "
-                    "to be remembered; replay those too, with --to another topic if need be, and then these again"
-                )
-            offsets[TopicPartition(self._topic, number)] = (ledger.position, text)
+        offsets = {TopicPartition(self._topic, n): kept(self._topic, n, ledger) for n, ledger in ledgers.items()}
         async with asyncio.timeout(DEADLINE):
-            await self._write(events, offsets)
+            await self._write(rows, offsets)
 
-    async def _write(self, events: list[Event], offsets: dict[TopicPartition, tuple[int, str]]) -> None:
+    async def _write(
+        self, rows: Mapping[tuple[str, int], Sequence[Row]], offsets: dict[TopicPartition, tuple[int, str]]
+    ) -> None:
         if self._consumer is None:
             await self._producer.begin_transaction()
             try:
-                await self._send(events)
+                await send_rows(self._producer, rows)
                 await self._producer.send_offsets_to_transaction(offsets, self._group)
                 await self._producer.commit_transaction()
             except BaseException:
@@ -127,19 +137,9 @@ class ReplayWriter:
                         await self._producer.abort_transaction()
                 raise
         else:
-            await self._send(events)
+            await send_rows(self._producer, rows)
             self._consumer.assign(list(offsets))  # or the client would not commit
             await self._consumer.commit(offsets)
-
-    async def _send(self, events: list[Event]) -> None:
-        waiting = [
-            await self._producer.send(topic, value, key, partition, timestamp, headers)
-            for topic, partition, key, value, timestamp, headers in events
-        ]
-        # The commit of a transaction does not notice what failed.
-        for outcome in await asyncio.gather(*waiting, return_exceptions=True):
-            if isinstance(outcome, BaseException):
-                raise outcome
 
 
 @contextlib.asynccontextmanager
@@ -154,11 +154,15 @@ async def replay_writer(config: Pipeline, at_least_once: bool) -> AsyncIterator[
         KafkaError, TimeoutError: the brokers cannot be reached, or refuse.
     """
     options = client_options(config.kafka)
+    sizes = {"max_batch_size": BATCH_BYTES}
     if at_least_once:
-        producer = AIOKafkaProducer(**options, acks="all", enable_idempotence=True, max_request_size=64 * 2**20)
+        producer = AIOKafkaProducer(
+            **options, acks="all", enable_idempotence=True, max_request_size=64 * 2**20, **sizes
+        )
         consumer = AIOKafkaConsumer(**options, group_id=replay_group(config), enable_auto_commit=False)
     else:
-        producer, consumer = transactional_producer(config, transactional_id(config), _TRANSACTION_TIMEOUT), None
+        producer = transactional_producer(config, transactional_id(config), _TRANSACTION_TIMEOUT, **sizes)
+        consumer = None
     try:
         async with asyncio.timeout(DEADLINE):
             await producer.start()

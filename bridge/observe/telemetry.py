@@ -92,9 +92,10 @@ class Telemetry:
         self._lagging: set[tuple[str, int]] = set()
         self.rebalances = self._counter("rebalances", "Assignments of partitions to this member.").labels(pipeline)
         self.paused_partitions = self._gauge("paused_partitions", "Partitions whose intake waits for a full queue.")
-        self.halted_partitions = self._gauge(
-            "halted_partitions", "Partitions that failed and wait to begin again from their committed offset."
+        self._halted_partitions = self._gauge(
+            "halted_partitions", "Partitions that failed and wait to be tried again, perhaps for somebody to mend it."
         )
+        self._halted: dict[str, int] = {}
         rebuilds = self._counter("consumer_rebuilds", "Times a stuck Kafka consumer was replaced.")
         self.rebuilds = rebuilds.labels(pipeline)
         self.last_progress = self._gauge("last_progress_timestamp_seconds", "When an event was last finished.")
@@ -112,6 +113,11 @@ class Telemetry:
     def queue(self, stage: str) -> Gauge:
         """The gauge of events that wait at `stage`."""
         return self._queue.labels(self._pipeline, stage)
+
+    def halted(self, stage: str, count: int) -> None:
+        """So many partitions are halted at `stage`."""
+        self._halted[stage] = count
+        self._halted_partitions.set(sum(self._halted.values()))
 
     def inference(self, model: str, version: str, code: str) -> Histogram:
         """The histogram of one kind of call."""

@@ -45,7 +45,7 @@ class Emission:
 
     Attributes:
         segment: what it was made of.
-        writes: perhaps none; then it is settled in its turn.
+        writes: at least one, since every event has an outcome.
         settled: called once; True when all of it is in the broker's hands, which also marks the segment as complete in
             its epoch; False when it was dropped, because its epoch has ended.
     """

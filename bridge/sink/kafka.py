@@ -8,8 +8,8 @@ Every topic has a producer of its own: dead letters that cannot be written do no
 
 import asyncio
 import random
-from collections import deque
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections import Counter, deque
+from collections.abc import Collection, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -19,7 +19,7 @@ from aiokafka.producer.message_accumulator import BatchBuilder
 
 from bridge.config import Pipeline
 from bridge.errors import PipelineStopped
-from bridge.kafka import FATAL, Topic, client_options, sentence, stop_client
+from bridge.kafka import FATAL, Topic, client_options, send_batch, sentence, stop_client
 from bridge.observe.telemetry import Telemetry
 from bridge.offsets import PartitionEpoch
 from bridge.retry import Backoff
@@ -49,6 +49,8 @@ class KafkaSink:
         self._producers: dict[str, _Producer] = {}
         self._writers: dict[tuple[str, int], _Writer] = {}
         self._restart: Restart | None = None
+        self._halted: Counter[PartitionEpoch] = Counter()
+        self._said: dict[tuple[str, int], str] = {}
         self.queued = 0
         """Records that are not acknowledged yet."""
 
@@ -95,15 +97,19 @@ class KafkaSink:
             count = _fill(builder, chunks)
             try:
                 async with asyncio.timeout(_SEND_TIMEOUT):
-                    await (await producer.send_batch(builder, topic, partition=partition))
+                    await (await send_batch(producer, builder, topic, partition))
             except REFUSALS as error:
                 limit = renewable.limit
                 after, because = await after_refusal(self._config, self._topics, topic, partition, limit, error)
+                epochs = {chunk.pending.emission.segment.epoch for chunk in chunks}
                 await renewable.renew(producer)  # a topic that takes less needs smaller batches
-                assert self._restart is not None, "started"  # noqa: S101 - for the type checker
-                for epoch in {chunk.pending.emission.segment.epoch for chunk in chunks}:
-                    self._restart(epoch, after, because)
-                return 0
+                if after == 0:
+                    assert self._restart is not None, "started"  # noqa: S101 - for the type checker
+                    for epoch in epochs:
+                        self._restart(epoch, after, because)
+                    return 0
+                # Not begun again: what has been written already would be written once more with every try.
+                await self._halt((topic, partition), {epoch for epoch in epochs if epoch.alive}, after, because)
             except FATAL as error:
                 raise PipelineStopped(sentence(error, self._config.kafka)) from error
             except (KafkaError, TimeoutError) as error:
@@ -113,8 +119,25 @@ class KafkaSink:
                 await asyncio.sleep(backoff.next())
                 await renewable.renew(producer)
             else:
+                self._said.pop((topic, partition), None)
                 return count
         return 0
+
+    async def _halt(
+        self, target: tuple[str, int], epochs: Collection[PartitionEpoch], seconds: float, because: str
+    ) -> None:
+        """These partitions wait for somebody to mend what refuses their rows; the others go on."""
+        for epoch in epochs if self._said.get(target) != because else ():
+            log.error("partition_halted", topic=epoch.topic, partition=epoch.partition, because=because)
+        self._said[target] = because
+        self._halted.update(epochs)
+        self._telemetry.halted("sink", len(self._halted))
+        until = asyncio.get_running_loop().time() + seconds
+        while asyncio.get_running_loop().time() < until and any(epoch.alive for epoch in epochs):
+            await asyncio.sleep(0.5)
+        self._halted.subtract(epochs)
+        self._halted += Counter()
+        self._telemetry.halted("sink", len(self._halted))
 
     def count(self, change: int) -> None:
         """So many more records wait for their acknowledgement."""

@@ -1,7 +1,8 @@
 """What a topic that refuses outcomes means: for one partition, or for the pipeline.
 
 A topic that takes smaller records than before gives dead letters instead of results. Where letters cannot be written,
-the partitions that need one halt and the others go on. Where results cannot be written, nothing can go on.
+the partitions that need one halt and the others go on. Where results cannot be written, nothing can go on; but a topic
+that the brokers do not know may only just have been moved or made.
 """
 
 from collections.abc import MutableMapping
@@ -9,10 +10,12 @@ from collections.abc import MutableMapping
 from aiokafka.errors import (
     InvalidTimestampError,
     InvalidTopicError,
+    KafkaError,
     MessageSizeTooLargeError,
     PolicyViolationError,
     RecordListTooLargeError,
     TopicAuthorizationFailedError,
+    UnknownTopicOrPartitionError,
 )
 
 from bridge.config import Pipeline
@@ -21,6 +24,7 @@ from bridge.kafka import Topic, refresh_topics, sentence
 from bridge.offsets import PartitionEpoch
 from bridge.retry import HALTED_SECONDS
 
+_UNKNOWN_SECONDS = 2.0
 _TOO_LARGE = (MessageSizeTooLargeError, RecordListTooLargeError)
 REFUSALS = (
     *_TOO_LARGE,
@@ -28,7 +32,7 @@ REFUSALS = (
     InvalidTimestampError,
     PolicyViolationError,
     TopicAuthorizationFailedError,
-    AssertionError,  # the client's word for a partition that the topic does not have
+    UnknownTopicOrPartitionError,
 )
 """Errors of a write that trying again does not cure. Nothing is lost: the offsets stay uncommitted."""
 
@@ -53,7 +57,10 @@ async def after_refusal(
         PipelineStopped: no outcome at all can be written.
     """
     if isinstance(error, _TOO_LARGE):
-        await refresh_topics(config.kafka, topics)
+        try:
+            await refresh_topics(config.kafka, topics)
+        except KafkaError as away:
+            return _UNKNOWN_SECONDS, sentence(away, config.kafka)
         now = topics[topic].max_message_bytes
         if now < limit:
             return 0.0, f"topic {topic!r} takes {now} bytes now instead of {limit}"
@@ -62,6 +69,8 @@ async def after_refusal(
     because = f"{topic}/{partition} refuses what is to be written: {said}"
     if topic == config.dead_letter.topic:
         return HALTED_SECONDS, because
+    if isinstance(error, UnknownTopicOrPartitionError):
+        return _UNKNOWN_SECONDS, because
     raise PipelineStopped(because) from error
 
 

@@ -23,7 +23,7 @@ from aiokafka.errors import IllegalOperation, InvalidProducerEpoch, KafkaError, 
 
 from bridge.config import Pipeline
 from bridge.errors import PipelineStopped
-from bridge.kafka import FATAL, Topic, sentence, stop_client, transactional_prefix, transactional_producer
+from bridge.kafka import FATAL, Topic, send_rows, sentence, stop_client, transactional_prefix, transactional_producer
 from bridge.observe.telemetry import Telemetry
 from bridge.offsets import PartitionEpoch
 from bridge.retry import Backoff
@@ -60,7 +60,7 @@ class TransactionalSink:
         self._telemetry = telemetry
         self._tasks: asyncio.TaskGroup | None = None
         self._restart: Restart | None = None
-        self._lanes: dict[PartitionEpoch, _Lane] = {}
+        self._lanes: dict[PartitionEpoch, _Transactions] = {}
         self._closing: dict[tuple[str, int], asyncio.Task[None]] = {}
         self._fences: defaultdict[tuple[str, int], deque[tuple[int, float]]] = defaultdict(
             partial(deque, maxlen=_MOST_FENCES)
@@ -95,7 +95,7 @@ class TransactionalSink:
             await stop_client(producer, _STOP_TIMEOUT)
             return
         assert self._tasks is not None, "started"  # noqa: S101 - for the type checker
-        lane = self._lanes[epoch] = _Lane(self, epoch, producer, self._config, limits)
+        lane = self._lanes[epoch] = _Transactions(self, epoch, producer, self._config, limits)
         lane.task = self._tasks.create_task(lane.run(), name=f"transactions {epoch.topic}/{epoch.partition}")
 
     def release(self, epoch: PartitionEpoch) -> None:
@@ -131,7 +131,7 @@ class TransactionalSink:
         self._telemetry.commit_seconds.observe(seconds)
         self._backoffs.pop(place, None)
 
-    async def failed(self, lane: "_Lane", topic: str, partition: int, error: BaseException) -> None:
+    async def failed(self, lane: "_Transactions", topic: str, partition: int, error: BaseException) -> None:
         """A transaction did not come to its end; begin again, unless nothing can cure it.
 
         Raises:
@@ -142,7 +142,9 @@ class TransactionalSink:
         assert self._restart is not None, "started"  # noqa: S101 - for the type checker
         self._restart(lane.epoch, after, because)
 
-    async def _verdict(self, lane: "_Lane", topic: str, partition: int, error: BaseException) -> tuple[float, str]:
+    async def _verdict(
+        self, lane: "_Transactions", topic: str, partition: int, error: BaseException
+    ) -> tuple[float, str]:
         place = (lane.epoch.topic, lane.epoch.partition)
         match error:
             case ProducerFenced() | InvalidProducerEpoch():
@@ -186,7 +188,7 @@ class TransactionalSink:
         return f"<TransactionalSink queued={self.queued} lanes={list(self._lanes.values())}>"
 
 
-class _Lane:
+class _Transactions:
     """The transactions of one partition under one epoch."""
 
     def __init__(
@@ -208,6 +210,7 @@ class _Lane:
         self._taken: list[Emission] = []
         self._filled = asyncio.Event()
         self._writing = ("", 0)
+        self._ending = 0.0  # when the last write was acknowledged, and the end of the transaction began
         self.task: asyncio.Task[None] | None = None
 
     def add(self, emission: Emission) -> None:
@@ -228,7 +231,7 @@ class _Lane:
                 await self._sink.failed(self, *self._writing, error)
                 return
             due = loop.time() + self._interval
-            self._sink.committed(self.epoch, loop.time() - began)
+            self._sink.committed(self.epoch, loop.time() - self._ending)
 
     async def _transaction(self, until: float) -> None:
         """Everything that comes until then, and what has been done with it, or nothing of it."""
@@ -250,6 +253,7 @@ class _Lane:
                         await self._filled.wait()
                 except TimeoutError:
                     break
+        self._ending = loop.time()
         last = self._taken[-1].segment.records[-1].offset
         tp = TopicPartition(epoch.topic, epoch.partition)
         await producer.send_offsets_to_transaction({tp: last + 1}, self._group)
@@ -266,26 +270,10 @@ class _Lane:
         for emission in emissions:
             for write in emission.writes:
                 rows.setdefault((write.topic, write.partition), []).extend(write.rows)
-        while rows:
-            futures = []
-            for (topic, partition), waiting in list(rows.items()):
-                self._writing = (topic, partition)
-                builder = self._producer.create_batch()
-                append = builder.append
-                sent = 0
-                for row in waiting:
-                    if append(timestamp=row[2], key=row[0], value=row[1], headers=row[3]) is None:
-                        break
-                    sent += 1
-                futures.append(
-                    ((topic, partition), await self._producer.send_batch(builder, topic, partition=partition))
-                )
-                if sent == len(waiting):
-                    del rows[topic, partition]
-                else:
-                    rows[topic, partition] = waiting[sent:]
-            for self._writing, future in futures:
-                await future
+        await send_rows(self._producer, rows, self._note)
+
+    def _note(self, topic: str, partition: int) -> None:
+        self._writing = (topic, partition)
 
     async def close(self, timeout: float = _STOP_TIMEOUT) -> None:
         """Drop what waits, and let the producer go; a transaction that is open is ended by the next claim."""

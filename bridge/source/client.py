@@ -8,6 +8,7 @@ from typing import Any
 
 from aiokafka import TopicPartition
 from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
+from aiokafka.errors import ConsumerStoppedError
 
 from bridge.committed import OffsetsConsumer
 from bridge.config import Pipeline
@@ -75,6 +76,19 @@ class GroupConsumer(OffsetsConsumer):
     def check_coordinator(self) -> None:
         """Raise what the coordinator has refused, which otherwise waits for the next poll, and that may be far."""
         self._coordinator.check_errors()
+
+    def wake(self) -> None:
+        """Whoever waits for an assignment gets a ConsumerStoppedError; stopping alone would let it wait for ever."""
+        self._subscription.abort_waiters(ConsumerStoppedError())
+
+    def read_up_to(self, tp: TopicPartition) -> int | None:
+        """Where the next fetch begins, beyond transaction markers too; None where that is not known."""
+        subscription = self._subscription.subscription
+        assignment = subscription.assignment if subscription is not None else None
+        if assignment is None or tp not in assignment.tps:
+            return None
+        state = assignment.state_value(tp)
+        return int(state.position) if state.has_valid_position else None
 
     def sign(self, tp: TopicPartition) -> Any:
         """Something that changes with every answer to a fetch, and all the time while fetched records lie here."""

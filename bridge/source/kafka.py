@@ -65,6 +65,7 @@ class KafkaSource:
         self._watchdog_period = watchdog_period
         self._epochs: dict[TopicPartition, PartitionEpoch] = {}
         self._restarting: set[PartitionEpoch] = set()
+        self._begins: dict[PartitionEpoch, asyncio.Task[None]] = {}
         self._tasks: asyncio.TaskGroup | None = None
         self._beginning = asyncio.Semaphore(_BEGINNING)
         self._watching: asyncio.Task[None] | None = None
@@ -158,7 +159,8 @@ class KafkaSource:
             if tp in assigned and epoch.position is not None:
                 known = [end for end in (self._consumer.highwater(tp), self._ends.get(tp)) if end is not None]
                 if known:
-                    lags[tp.topic, tp.partition] = max(0, max(known) - epoch.position)
+                    done = epoch.position if epoch.pending else max(epoch.position, self._consumer.read_up_to(tp) or 0)
+                    lags[tp.topic, tp.partition] = max(0, max(known) - done)
         return lags
 
     async def stop(self) -> None:
@@ -185,7 +187,7 @@ class KafkaSource:
         finally:
             # No await between the commit and this: an outcome that came in between would be marked, yet never
             # committed by us nor seen by the next owner.
-            for epoch in epochs:
+            for epoch in (*epochs, *self._epochs.values()):  # a write that failed meanwhile has made a new one
                 self._kill(epoch)
             self._epochs = {}
             self._joined = self._revoking = False
@@ -264,6 +266,8 @@ class KafkaSource:
     def _kill(self, epoch: PartitionEpoch) -> None:
         if epoch.alive:
             epoch.alive = False
+            if epoch in self._begins:
+                self._begins[epoch].cancel()
             self._restarting.discard(epoch)
             if self._owner:
                 self._owner.released(epoch)
@@ -273,10 +277,12 @@ class KafkaSource:
         self._restarting.add(epoch)
         self._count_halted()
         assert self._tasks is not None, "started"  # noqa: S101 - for the type checker
-        self._tasks.create_task(self._begin(tp, epoch, after, reset), name=f"begin {tp.topic}/{tp.partition}")
+        begins = self._tasks.create_task(self._begin(tp, epoch, after, reset), name=f"begin {tp.topic}/{tp.partition}")
+        self._begins[epoch] = begins
+        begins.add_done_callback(lambda _: self._begins.pop(epoch, None))
 
     def _count_halted(self) -> None:
-        self._telemetry.halted_partitions.set(len(self._restarting))
+        self._telemetry.halted("source", len(self._restarting))
 
     async def _begin(self, tp: TopicPartition, epoch: PartitionEpoch, after: float, reset: bool) -> None:
         """Claim the partition, and find out where it begins; one that cannot be asked holds up no other."""
@@ -362,7 +368,7 @@ class KafkaSource:
         self._rewind()
 
     async def _isolate(self, error: Exception, max_records: int) -> list[Segment]:
-        """Some partition holds what cannot be read: find it, halt it alone, and deliver what stands before it."""
+        """Some partition holds what cannot be read: deliver what stands before it, and when that is done halt it."""
         self._rewind()
         segments: list[Segment] = []
         for tp, epoch in list(self._epochs.items()):
@@ -372,11 +378,11 @@ class KafkaSource:
                     polled = await self._consumer.getmany(tp, timeout_ms=int(_PROBE * 1000), max_records=1)
                 except FATAL as refused:
                     raise PipelineStopped(sentence(refused, self._config.kafka)) from refused
-                except KafkaError as unread:
-                    if not isinstance(unread, CorruptRecordException):
-                        break
-                    self.restart(epoch, HALTED_SECONDS, self._unreadable(tp, epoch, unread))
                 except Exception as unread:  # noqa: BLE001 - as above
+                    if isinstance(unread, KafkaError) and not isinstance(unread, CorruptRecordException):
+                        break
+                    if taken or epoch.pending:
+                        break  # what stands before it gets its outcome first; then it is found again
                     self.restart(epoch, HALTED_SECONDS, self._unreadable(tp, epoch, unread))
                 else:
                     found = self._segments(polled)
@@ -424,6 +430,7 @@ class KafkaSource:
             log.error("consumer_stuck", because=stuck, action="replacing the client")
             self._telemetry.rebuilds.inc()
             await self.revoked()
+            self._consumer.wake()
             await stop_client(self._consumer, _CALL_TIMEOUT)
             await self._connect(GroupConsumer(self._config))
             watchdog = Watchdog(asyncio.get_running_loop().time)

@@ -68,7 +68,7 @@ KeyOption = Annotated[str | None, typer.Option(help="Only events with this key."
 @app.command("list")
 def list_letters(
     config: ConfigArgument,
-    limit: Annotated[int, typer.Option(min=0, help="Most letters to list, the newest of each partition.")] = 50,
+    limit: Annotated[int, typer.Option(min=0, help="Most letters to list, the newest ones.")] = 50,
     reason: ReasonOption = None,
     since: SinceOption = None,
     until: UntilOption = None,
@@ -182,7 +182,9 @@ def replay(
     where = f" to {', '.join(tally.replayed)}" if sent else ""
     print(f"{'would replay' if dry_run else 'replayed'} {sent} dead letters{where}{_by_reason(tally.reasons)}")
     if tally.left_out:
-        print(f"{tally.left_out} left out, by the filter or because they are no letters of this pipeline")
+        print(
+            f"{tally.left_out} left out, by the filter or because they are no letters of this pipeline and its topics"
+        )
 
 
 def _asked(pipeline: Pipeline, asking: Coroutine[Any, Any, T]) -> T:
@@ -207,10 +209,9 @@ async def _collect(
                 kept.append(letter)
                 if len(kept) > limit:
                     del kept[0]
-    newest = sorted(
-        (item for kept in letters.values() for item in kept), key=lambda item: (item.partition, item.offset)
-    )
-    return newest[len(newest) - limit if len(newest) > limit else 0 :], reasons, ledgers
+    found = [item for kept in letters.values() for item in kept]
+    newest = sorted(found, key=lambda item: item.timestamp)[max(0, len(found) - limit) :]
+    return sorted(newest, key=lambda item: (item.partition, item.offset)), reasons, ledgers
 
 
 async def _one(pipeline: Pipeline, partition: int, offset: int) -> tuple[DeadLetter, bool]:

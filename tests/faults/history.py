@@ -80,14 +80,15 @@ class Verdict:
     disordered: int
 
 
-def check(history: History, exactly_once: bool, window: int = 8192) -> Verdict:
+def check(history: History, exactly_once: bool, window: int = 4608) -> Verdict:
     """Hold a run against the invariants.
 
     Args:
         history: of the run, after everything has settled.
         exactly_once: whether duplicates are violations. Otherwise they may lie in replay windows only: what is done
             again begins at or above the offset that was committed before some fault, and ends within `window` of it.
-        window: events that a replay window may hold at most.
+        window: events that a replay window may hold at most: what of a partition waits for its acknowledgement (4,096,
+            docs/guarantees.md), and what a commit interval and the watcher's own period finish.
     """
     violations: list[str] = []
     counts = Counter(item.event for item in history.seen)

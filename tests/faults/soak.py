@@ -221,6 +221,7 @@ class Soak:
     def run(self) -> None:
         w, report = self.w, self.report
         w.poison = poison
+        w.window = 16_384
         w.start(report.bridges, ready=False)
         for bridge in w.bridges:
             bridge.wait_ready()

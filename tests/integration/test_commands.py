@@ -136,7 +136,10 @@ def test_check_tries_what_exactly_once_needs(broker: Broker, triton: TritonRig, 
         config = pipeline(cluster.bootstrap_servers, triton.address, "log", topics, delivery="exactly_once")
         done = headrace("check", write(tmp_path, config))
         assert done.returncode == 2
-        assert "delivery exactly_once: the brokers' transaction.max.timeout.ms is below the 60 s" in done.stderr
+        assert "its transaction.max.timeout.ms is below the 60 s that transactions need here; raise it" in done.stderr
+        done = headrace("run", write(tmp_path, config))
+        assert (done.returncode, "Traceback" in done.stderr) == (1, False)
+        assert "its transaction.max.timeout.ms is below the 60 s" in done.stderr
 
 
 def test_check_tells_unreachable_from_wrong(broker: Broker, triton: TritonRig, tmp_path: Path) -> None:

@@ -149,7 +149,7 @@ def test_the_ledger_is_read_when_the_replay_before_can_add_nothing_to_it_any_mor
         """The replay before is about to commit a chunk while this one starts."""
         found = await read_ledgers(config, reader)
         with pytest.raises((ProducerFenced, InvalidProducerEpoch)):
-            await before.write([(w.topics["events"], 0, b"0", b"v0", None, [])], {0: Ledger(1)})
+            await before.write({(w.topics["events"], 0): [(b"0", b"v0", 1, [])]}, {0: Ledger(1)})
         return found
 
     async def run() -> int:
@@ -161,6 +161,24 @@ def test_the_ledger_is_read_when_the_replay_before_can_add_nothing_to_it_any_mor
     before: ReplayWriter
     assert asyncio.run(run()) == 20
     assert w.sent() == list(range(20))
+
+
+def test_a_letter_of_nothing_at_all_goes_back_too(letters: Callable[[int], Letters]) -> None:
+    w = letters(1)
+
+    async def produce() -> None:
+        producer = AIOKafkaProducer(bootstrap_servers=w.broker.bootstrap)
+        await producer.start()
+        why = {"topic": w.topics["events"], "partition": "2", "pipeline": w.name, "reason": "decode"}
+        builder = producer.create_batch()
+        headers = [(f"headrace-{name}", text.encode()) for name, text in why.items()]
+        builder.append(timestamp=1, key=None, value=None, headers=headers)
+        await (await producer.send_batch(builder, w.topics["letters"], partition=0))
+        await producer.stop()
+
+    asyncio.run(produce())
+    assert w.replay() == 2
+    assert [(r.key, r.value) for r in w.events() if r.partition == 2] == [(None, None)]
 
 
 def test_a_dry_run_sends_nothing_and_tells_what_it_would(letters: Callable[[int], Letters]) -> None:

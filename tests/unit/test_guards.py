@@ -20,7 +20,7 @@ from bridge.offsets import PartitionEpoch
 from bridge.record import Outcome, Reject, Segment
 from bridge.retry import Backoff
 from bridge.sink import Emission, Write
-from bridge.sink.transactional import TransactionalSink, _Lane
+from bridge.sink.transactional import TransactionalSink, _Transactions
 from bridge.source.watchdog import ANSWER_SECONDS, JOIN_SECONDS, Watchdog
 from tests.support import pipeline
 
@@ -239,7 +239,7 @@ def transact(runner: asyncio.Runner, epoch: PartitionEpoch, producer: Producer) 
         await sink.start(asyncio.TaskGroup(), lambda epoch, after, because: said.append(because))
         epoch.start_at(0)
         epoch.deliver([0, 1])
-        lane = _Lane(sink, epoch, producer, config, {})
+        lane = _Transactions(sink, epoch, producer, config, {})
         write = Write("results-1", 0, [(None, b"v", 0, [])], 1)
         lane.add(Emission(segment(epoch, 0), [write], lambda _, done: settled.append(done)))
         async with asyncio.TaskGroup() as tasks:
