@@ -133,7 +133,7 @@ class KafkaSink:
         self._halted.update(epochs)
         self._telemetry.halted("sink", len(self._halted))
         until = asyncio.get_running_loop().time() + seconds
-        while asyncio.get_running_loop().time() < until and any(epoch.alive for epoch in epochs):
+        while asyncio.get_running_loop().time() < until and any(e.alive for e in epochs):  # noqa: ASYNC110 - no event
             await asyncio.sleep(0.5)
         self._halted.subtract(epochs)
         self._halted += Counter()

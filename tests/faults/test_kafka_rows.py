@@ -248,7 +248,8 @@ async def _configure(bootstrap: str, topic: str, values: dict[str, str]) -> None
 def test_row_11_a_corrupt_batch_stops_its_partition_alone(own: Any, own_world: Any) -> None:
     cluster, _ = own
     w = own_world(delivery="at_least_once")
-    w.write(300)
+    for _ in range(3):
+        w.write(100)  # a batch of its own in each partition
     bad = w.rng.randrange(3)
     path = cluster._data / "node-1" / "logs" / f"{w.topics['events']}-{bad}" / "00000000000000000000.log"
     _spoil(path)
@@ -262,7 +263,7 @@ def test_row_11_a_corrupt_batch_stops_its_partition_alone(own: Any, own_world: A
     assert "cannot be read" in said["because"]
     assert bridge.metric("headrace_halted_partitions") == 1
     committed = w.committed().get(bad, 0)
-    assert committed < 100  # the offset does not pass the spoilt batch
+    assert 60 < committed < 70  # the offset does not pass the spoilt batch
     assert f"{w.topics['events']}/{bad}/{committed} " in said["because"]
     w.verdict()
     counts = Counter(item.source[0] for item in w.history.seen)
