@@ -253,7 +253,11 @@ def outage(rig: Rig, seconds: float, rate: int = 4_000) -> dict[str, Any]:
         time.sleep(15)
         before = metrics(process)
         memory = [watched.memory_info().rss / 2**20]
+        stubs = psutil.Process(rig.triton.process.pid).children(recursive=True)
         rig.triton.process.kill()
+        for stub in stubs:  # they would outlive it
+            with contextlib.suppress(psutil.NoSuchProcess):
+                stub.kill()
         begun = time.monotonic()
         while time.monotonic() - begun < seconds:
             time.sleep(5)

@@ -19,6 +19,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from headrace.rig.kafka import KafkaCluster
 from headrace.rig.triton import TritonRig
 from tests.faults.proxy import Proxy, proxied_cluster, proxy
@@ -201,7 +203,11 @@ class Soak:
     def kill_triton(self) -> Heal:
         assert self.triton is not None
         triton = self.triton
+        stubs = psutil.Process(triton.process.pid).children(recursive=True)
         triton.process.kill()
+        for stub in stubs:  # they would outlive it
+            with contextlib.suppress(psutil.NoSuchProcess):
+                stub.kill()
 
         def heal() -> None:
             triton.launch()
