@@ -6,6 +6,7 @@ healed, and then progress must resume. In the end every topic is read from its b
 """
 
 import argparse
+import contextlib
 import json
 import random
 import shutil
