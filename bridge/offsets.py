@@ -94,6 +94,11 @@ class PartitionEpoch:
         return len(self._offsets) - self._head
 
     @property
+    def uncommitted(self) -> int:
+        """Offsets that have been delivered and not committed, finished or not; gaps count."""
+        return 0 if self._next is None or self.committed is None else self._next - self.committed
+
+    @property
     def next_offset(self) -> int | None:
         """Where reading goes on: one past the last delivered record. None before the start is known."""
         return self._next

@@ -87,7 +87,9 @@ class Telemetry:
         self._queue = self._gauge_family("queue_records", "Events that wait, by stage.", "stage")
         self._retries = self._counter("retries", "Tries that had to be repeated, by cause.", "cause")
         self._dead_letters = self._counter("dead_letters", "Events that got a dead letter, by reason.", "reason")
-        self.commit_seconds = self._histogram("commit_seconds", "Time of one commit of offsets.", _LATENCY)
+        self.commit_seconds = self._histogram(
+            "commit_seconds", "Time of one commit, or of a transaction's end.", _LATENCY
+        )
         self._lag = self._gauge_family("consumer_lag_records", "Events not finished yet.", "topic", "partition")
         self._lagging: set[tuple[str, int]] = set()
         self.rebalances = self._counter("rebalances", "Assignments of partitions to this member.").labels(pipeline)

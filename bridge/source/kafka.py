@@ -45,6 +45,7 @@ _CALL_TIMEOUT = 10.0  # of a single question to the coordinator; the client itse
 _CLAIM_TIMEOUT = 30.0  # an open transaction of a former owner has to be ended first
 _BEGINNING = 16  # partitions that begin side by side
 _PROBE = 2.0  # seconds to wait for a single partition when it is looked for what cannot be read
+_MOST_UNCOMMITTED = 16_384  # offsets of a partition; what is finished and not committed is done again after a crash
 _MEMBER_SECONDS = 10.0  # three heartbeats
 _HEARTBEAT_SOON = 0.5
 _SHORTLY = 0.05
@@ -94,7 +95,11 @@ class KafkaSource:
 
     async def poll(self, max_records: int, timeout: float) -> Sequence[Segment]:
         """See `Source`."""
-        wanted = [tp for tp, epoch in self._epochs.items() if epoch.ready and not epoch.paused]
+        wanted = [
+            tp
+            for tp, epoch in self._epochs.items()
+            if epoch.ready and not epoch.paused and epoch.uncommitted < _MOST_UNCOMMITTED
+        ]
         if not wanted and self._epochs:
             # No partition at all would mean every partition to the client, and it would not fetch for the others.
             await asyncio.sleep(min(timeout, _SHORTLY))
@@ -175,7 +180,6 @@ class KafkaSource:
 
     async def revoked(self) -> None:
         """The group takes all partitions back: finish, commit, and only then let go of the epochs."""
-        self._check_instance()
         epochs = list(self._epochs.values())
         self._revoking = True  # the gate: nothing more is delivered, also of what is just beginning
         for epoch in epochs:
@@ -221,8 +225,8 @@ class KafkaSource:
         consumer.watch_heartbeats()
         consumer.subscribe(self._config.source.topics, listener=_Listener(self))
 
-    def _check_instance(self) -> None:
-        """Stop when another process has joined under our instance id.
+    def instance_taken(self) -> bool:
+        """Whether another process has joined under our instance id, which stops the pipeline.
 
         This client knows no error for it: it is told that its member id is unknown, as after a session that has timed
         out, and would take the id back, and be thrown out again, for ever. But the session had not timed out.
@@ -230,7 +234,7 @@ class KafkaSource:
         instance, session = self._config.source.instance_id, self._config.source.session_timeout
         silent = asyncio.get_running_loop().time() - self._consumer.heard
         if not (instance and self._consumer.expelled and silent < session):
-            return
+            return False
 
         async def stop() -> None:
             raise PipelineStopped(
@@ -240,6 +244,7 @@ class KafkaSource:
 
         assert self._tasks is not None, "started"  # noqa: S101 - for the type checker
         self._tasks.create_task(stop(), name="instance fenced")
+        return True
 
     def _segments(self, polled: dict[TopicPartition, Sequence[Record]]) -> list[Segment]:
         segments = []
@@ -277,7 +282,12 @@ class KafkaSource:
         self._restarting.add(epoch)
         self._count_halted()
         assert self._tasks is not None, "started"  # noqa: S101 - for the type checker
-        begins = self._tasks.create_task(self._begin(tp, epoch, after, reset), name=f"begin {tp.topic}/{tp.partition}")
+        beginning = self._begin(tp, epoch, after, reset)
+        try:
+            begins = self._tasks.create_task(beginning, name=f"begin {tp.topic}/{tp.partition}")
+        except RuntimeError:
+            beginning.close()  # the pipeline is ending
+            return
         self._begins[epoch] = begins
         begins.add_done_callback(lambda _: self._begins.pop(epoch, None))
 
@@ -494,6 +504,8 @@ class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
         self._source = source
 
     async def on_partitions_revoked(self, revoked: Any) -> None:
+        if self._source.instance_taken():
+            raise asyncio.CancelledError  # ends the client's own task, which would join again and throw the other out
         try:
             await self._source.revoked()
         except Exception:

@@ -228,7 +228,7 @@ class Soak:
     def run(self) -> None:
         w, report = self.w, self.report
         w.poison = poison
-        w.window = 16_384
+        w.window = 2 * 16_384  # what may wait to be committed, and how far that goes while the watcher is cut off
         w.start(report.bridges, ready=False)
         for bridge in w.bridges:
             bridge.wait_ready()

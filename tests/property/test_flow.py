@@ -99,7 +99,7 @@ class FlowMachine(RuleBasedStateMachine):
         self.runner = asyncio.Runner(loop_factory=VirtualLoop)
         self.events: list[list[str]] = [[] for _ in range(PARTITIONS)]
         self.before = [0] * PARTITIONS
-        self.windows: list[list[int]] = [[] for _ in range(PARTITIONS)]  # where events may be done again from
+        self.windows: list[list[tuple[int, float]]] = [[] for _ in range(PARTITIONS)]  # of events that may be repeated
         self.step(self.launch)
 
     def step(self, body: Callable[[], Awaitable[None]]) -> None:
@@ -128,10 +128,11 @@ class FlowMachine(RuleBasedStateMachine):
         self.stop = asyncio.Event()
         self.flow = asyncio.ensure_future(flow.run(self.stop))
 
-    def unclean(self) -> None:
-        """From here on what is not committed may be done again."""
+    def unclean(self, lasting: bool = False) -> None:
+        """What is there and not committed may be done again; also what comes later, where the trouble lasts."""
         for partition, committed in enumerate(self.committed()):
-            self.windows[partition].append(committed)
+            end = float("inf") if lasting else len(self.events[partition])
+            self.windows[partition].append((committed, end))
 
     # --- what may happen ---
 
@@ -191,7 +192,7 @@ class FlowMachine(RuleBasedStateMachine):
 
     @rule(count=st.integers(1, 2))
     def fail_writes(self, count: int) -> None:
-        self.unclean()
+        self.unclean(lasting=True)
 
         async def body() -> None:
             self.sink.fail_next = count
@@ -200,7 +201,7 @@ class FlowMachine(RuleBasedStateMachine):
 
     @rule()
     def lose_commits(self) -> None:
-        self.unclean()
+        self.unclean(lasting=True)
 
         async def body() -> None:
             self.source.commits_fail = not self.source.commits_fail
@@ -296,7 +297,7 @@ class FlowMachine(RuleBasedStateMachine):
             assert count == 1 or self.may_repeat(partition, number), (partition, number, count)
 
     def may_repeat(self, partition: int, number: int) -> bool:
-        return self.delivery == "at_least_once" and any(number >= start for start in self.windows[partition])
+        return self.delivery == "at_least_once" and any(low <= number < end for low, end in self.windows[partition])
 
     def teardown(self) -> None:
         """The faults end: everything gets its outcome."""

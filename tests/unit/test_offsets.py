@@ -41,3 +41,15 @@ def test_it_tells_its_state() -> None:
     assert repr(epoch) == "<PartitionEpoch t/3 ready position=7 next=9 pending=2>"
     epoch.alive = False
     assert "dead" in repr(epoch)
+
+
+def test_what_is_delivered_and_not_committed_is_counted() -> None:
+    epoch = PartitionEpoch("t", 0)
+    assert epoch.uncommitted == 0
+    epoch.start_at(100)
+    epoch.committed = 100
+    epoch.deliver([100, 101, 105])
+    epoch.complete(0, 3)
+    assert epoch.uncommitted == 6
+    epoch.committed = epoch.position
+    assert epoch.uncommitted == 0
