@@ -172,12 +172,13 @@ def test_row_8_network_between_bridge_and_broker(own: Any, own_world: Any, deliv
     else:
         between.refusing = kind == "refuse"
         between.cut()
-    before, connections = _cpu(bridge), between.connections
+    before, connections, begun = _cpu(bridge), between.connections, time.monotonic()
     time.sleep(4 + w.rng.random())
-    spent, made = _cpu(bridge) - before, between.connections - connections
+    spent, made = _cpu(bridge) - before, (between.connections - connections) / (time.monotonic() - begun)
     between.heal()
     w.finish()
-    assert made < 400, f"{made} connections in 5 s: a busy loop"
+    # Several clients in the bridge, each of which tries again ten times a second.
+    assert made < 150, f"{made} connections a second: a busy loop"
     if kind in ("hang", "refuse"):
         assert spent < 3.0, f"{spent} s of CPU while nothing could be done"
 

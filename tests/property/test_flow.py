@@ -124,6 +124,8 @@ class FlowMachine(RuleBasedStateMachine):
         topics = {"results": Topic("results", PARTITIONS, 10**6), "letters": Topic("letters", 1, 10**6)}
         telemetry, health = Telemetry("p"), Health()
         predictor = Predictor(self.server, MODEL, plan.outputs, telemetry, health, random.Random(1))
+        # As after a first answer: before one, a failure over one event alone is taken for an outage, which may last.
+        predictor._good = {"x": [np.float64(1).tobytes()]}
         flow = Flow(config, plan, self.source, predictor, self.sink, topics, telemetry, health)
         self.stop = asyncio.Event()
         self.flow = asyncio.ensure_future(flow.run(self.stop))
@@ -317,6 +319,8 @@ class FlowMachine(RuleBasedStateMachine):
             async with asyncio.timeout(300):
                 while self.committed() != [len(events) for events in self.events]:
                     await asyncio.sleep(0.1)
+                    if self.flow.done():
+                        self.flow.result()
             self.stop.set()
             await self.flow
 
