@@ -254,7 +254,8 @@ def test_servers_end_with_a_killed_parent(models: Path, tmp_path: Path) -> None:
 
 
 def test_the_rig_ends_when_its_own_parent_does() -> None:
-    script = (
+    script = "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL);"  # also where the tests run under nohup
+    script += (
         f"import subprocess, sys; p = subprocess.Popen([{COMMAND!r}, 'kafka', '--port', '0'], stdout=subprocess.PIPE);"
     )
     script += "print(p.pid, p.stdout.readline().decode().strip(), flush=True); sys.stdin.read()"
