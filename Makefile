@@ -10,7 +10,7 @@ SEED    ?= 1
 MINUTES ?= 20
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fault-rows faults lint protos models bench trouble docs clean
+.PHONY: help demo test fault-rows faults lint protos models bench trouble peers docs clean
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 18
@@ -38,8 +38,15 @@ lint: $(READY) ## style, types, import rules, and that generated files are up to
 protos: $(READY) ## generate the message classes from protos/
 	@$(BIN)/python protos/generate.py
 
-trouble: $(READY) ## poison, exactly-once and a model outage: what they cost (ARGS="poison --rounds 3")
+trouble: $(READY) ## poison and a model outage: what they cost (ARGS="poison --rounds 3")
 	@$(BIN)/python -m loadtest.trouble $(ARGS)
+
+peers: $(READY) ## install the peers that `headrace bench --peer` measures, each in an environment of its own
+	@for list in loadtest/peers/*/requirements.txt; do \
+	  name=$$(basename $$(dirname $$list)); echo "peer $$name …"; \
+	  "$(PYTHON)" -m venv .peers/$$name && \
+	  .peers/$$name/bin/pip install --quiet --disable-pip-version-check --requirement $$list || exit 1; \
+	done
 
 docs: $(READY) ## generate the configuration and telemetry references from the types
 	@$(BIN)/python docs/generate.py
@@ -47,11 +54,11 @@ docs: $(READY) ## generate the configuration and telemetry references from the t
 models: $(READY) ## train the three models of model_repository/ again from their data sets (ARGS="fraud")
 	@$(BIN)/python model_repository/train.py $(ARGS)
 
-bench: $(READY) ## topic to topic: events/s and CPU per event, beside a plain copy of the topic (ARGS="--events 400000")
-	@$(BIN)/python -m loadtest.bench $(ARGS)
+bench: $(READY) ## topic to topic: events/s and CPU per event, beside a plain copy of the topic (ARGS="backlog rates --rounds 5")
+	@$(BIN)/headrace bench $(ARGS)
 
 clean: ## remove the environment and every cache inside this folder
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .peers build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 # The environment: made once, and again only when what it is made from changes.
 $(READY): pyproject.toml constraints.txt

@@ -1,11 +1,13 @@
 """From the outcome of a batch to records in the sink, segment by segment. Counts what has been acknowledged."""
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, MutableSequence, Sequence
 from functools import partial
 from itertools import repeat
+from operator import attrgetter
 
 import numpy as np
+import orjson
 
 from bridge.breaker import PoisonBreaker
 from bridge.config import Pipeline
@@ -17,6 +19,8 @@ from bridge.record import Batch, Outcome, Reject, Segment
 from bridge.sink import BATCH_OVERHEAD, Emission, Row, Sink, Write, row_size
 
 SOURCE_HEADER = "headrace-source"
+
+_key, _timestamp, _offset, _headers = map(attrgetter, ("key", "timestamp", "offset", "headers"))
 
 
 class Emitter:
@@ -62,69 +66,77 @@ class Emitter:
         Raises:
             PipelineStopped: too many of the last events are dead letters, or a letter is too large for its topic.
         """
-        prefix = f"{segment.epoch.topic}/{segment.epoch.partition}/".encode()
-        rows: list[Row | None] = [
-            None
-            if value is None
-            else (r.key, value, r.timestamp, [*r.headers, (SOURCE_HEADER, prefix + b"%d" % r.offset)])
-            for r, value in zip(segment.records, outcome.values, strict=True)
-        ]
-        sizes = [0 if row is None else row_size(row) for row in rows]
+        records = segment.records
+        stamps = [*map(_timestamp, records)]
+        rows = self._rows(segment, outcome, stamps)
         letters = {reject.row: reject for reject in outcome.rejects}
-        largest = self._largest()
-        if max(sizes) > largest:
-            for place, size in enumerate(sizes):
-                if size > largest:
-                    rows[place], sizes[place] = None, 0
-                    sentence = f"the result has {size} bytes with its key and headers, more than its topic takes"
-                    letters[place] = Reject(place, "too_large", sentence)
+        for place in letters:
+            rows[place] = None
+        letters |= self._too_large(rows)
         rejects = [letters[place] for place in sorted(letters)]
         self._breaker.count(len(rows), rejects)
-        writes = self._writes(segment, rows, sizes, outcome, rejects)
+        writes = self._writes(segment, rows, outcome, rejects)
         alerts = sum(len(write.rows) for write in writes if write.topic == self._alert)
+        reasons = [reject.reason for reject in rejects]
         self._opened()
-        self._sink.write(Emission(segment, writes, partial(self._settled, alerts, [r.reason for r in rejects])))
+        self._sink.write(Emission(segment, writes, partial(self._settled, stamps, alerts, reasons)))
+
+    def _rows(self, segment: Segment, outcome: Outcome, stamps: Sequence[int]) -> list[Row | None]:
+        """The results as records, column by column."""
+        records = segment.records
+        prefix = f"{segment.epoch.topic}/{segment.epoch.partition}/".encode()
+        offsets = orjson.dumps([*map(_offset, records)])[1:-1].split(b",")
+        own = zip(repeat(SOURCE_HEADER), map(prefix.__add__, offsets), strict=False)
+        theirs = [*map(_headers, records)]
+        headers = [[*a, b] for a, b in zip(theirs, own, strict=False)] if any(theirs) else [[item] for item in own]
+        return [*zip(map(_key, records), outcome.values, stamps, headers, strict=True)]
+
+    def _too_large(self, rows: MutableSequence[Row | None]) -> dict[int, Reject]:
+        """Takes out what the topic would not take; place -> reject."""
+        largest = self._largest()
+        rejects: dict[int, Reject] = {}
+        for place, row in enumerate(rows):
+            if row is not None and (size := row_size(row)) > largest:
+                sentence = f"the result has {size} bytes with its key and headers, more than its topic takes"
+                rejects[place] = Reject(place, "too_large", sentence)
+                rows[place] = None
+        return rejects
 
     def _writes(
-        self,
-        segment: Segment,
-        rows: Sequence[Row | None],
-        sizes: Sequence[int],
-        outcome: Outcome,
-        rejects: Sequence[Reject],
+        self, segment: Segment, rows: Sequence[Row | None], outcome: Outcome, rejects: Sequence[Reject]
     ) -> list[Write]:
         source = segment.epoch.partition
         results = [row for row in rows if row is not None] if rejects else rows
-        writes = self._partitioner.writes(self._result, source, results, sum(sizes)) if results else []  # type: ignore[arg-type]
+        writes = self._partitioner.writes(self._result, source, results) if results else []  # type: ignore[arg-type]
         if self._alert and outcome.alerts is not None and outcome.alerts.any():
             hits = [row for row, hit in zip(rows, outcome.alerts.tolist(), strict=True) if hit and row]
             if hits:
-                writes += self._partitioner.writes(self._alert, source, hits, sum(map(row_size, hits)))
+                writes += self._partitioner.writes(self._alert, source, hits)
         if rejects:
             limit = self._topics[self._dead_letter].max_message_bytes
-            dead = [self._letters.letter(segment.records[reject.row], reject, limit) for reject in rejects]
-            target = self._partitioner.letter(source)
-            writes.append(Write(self._dead_letter, target, dead, sum(map(row_size, dead))))
+            records, epoch = segment.records, segment.epoch
+            dead = [self._letters.letter(epoch, records[reject.row], reject, limit) for reject in rejects]
+            writes.append(Write(self._dead_letter, self._partitioner.letter(source), dead))
         return writes
 
     def _largest(self) -> int:
         names = (self._result, self._alert) if self._alert else (self._result,)
         return min(self._topics[name].max_message_bytes for name in names) - BATCH_OVERHEAD
 
-    def _settled(self, alerts: int, reasons: Sequence[str], emission: Emission, acknowledged: bool) -> None:
-        records = emission.segment.records
+    def _settled(
+        self, stamps: Sequence[int], alerts: int, reasons: Sequence[str], emission: Emission, acknowledged: bool
+    ) -> None:
         if acknowledged:
-            self._telemetry.records("sink", "result").inc(len(records) - len(reasons))
+            self._telemetry.records("sink", "result").inc(len(stamps) - len(reasons))
             self._telemetry.records("sink", "alert").inc(alerts)
             self._telemetry.records("sink", "dead_letter").inc(len(reasons))
             for reason in reasons:
                 self._telemetry.dead_letters(reason)
-            stamps = np.array([record.timestamp for record in records], dtype=np.float64)
             now = time.time()
-            self._telemetry.end_to_end.observe(np.maximum(now - stamps / 1000, 0.0))
+            self._telemetry.end_to_end.observe(now - np.array(stamps, dtype=np.float64) * 0.001)
             self._telemetry.last_progress.set(now)
         else:
-            self._telemetry.records("source", "dropped").inc(len(records))
+            self._telemetry.records("source", "dropped").inc(len(stamps))
         self._done(emission.segment)
 
 

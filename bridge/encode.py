@@ -96,15 +96,18 @@ def _json_column(field: str, array: npt.NDArray[Any], wrong: dict[int, str]) -> 
         return []
     if array.dtype == object:
         return [_json_strings(field, row, item, wrong) for row, item in enumerate(array)]
-    if array.dtype.kind == "f":
-        finite = np.isfinite(array)
-        if not finite.all():
-            for row in np.nonzero(~finite.reshape(len(array), -1).all(axis=1))[0].tolist():
-                wrong.setdefault(row, f"the model's output {field!r} is not a finite number")
     array = np.ascontiguousarray(array)
     if array.ndim == 1:
-        return orjson.dumps(array, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1].split(b",")
-    return [orjson.dumps(row, option=orjson.OPT_SERIALIZE_NUMPY) for row in array]
+        text = orjson.dumps(array, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1]
+        unclear, values = b"null" in text, text.split(b",")
+    else:
+        values = [orjson.dumps(row, option=orjson.OPT_SERIALIZE_NUMPY) for row in array]
+        unclear = any(b"null" in value for value in values)
+    if unclear:  # what JSON cannot hold
+        finite = np.isfinite(array).reshape(len(array), -1).all(axis=1)
+        for row in np.nonzero(~finite)[0].tolist():
+            wrong.setdefault(row, f"the model's output {field!r} is not a finite number")
+    return values
 
 
 def _json_strings(field: str, row: int, item: Any, wrong: dict[int, str]) -> bytes:

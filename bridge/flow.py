@@ -232,9 +232,10 @@ class Flow:
 
     async def _fly(self, batch: Batch) -> None:
         try:
+            values = [record.value for record in batch.records]
             late = self._expired(batch.records)
-            # What is too late is taken out before the model is asked; a value of None is nothing to a decoder.
-            values = [None if place in late else record.value for place, record in enumerate(batch.records)]
+            for place in late:
+                values[place] = None  # taken out before the model is asked: nothing to a decoder
             decoded = self._plan.decoder.decode(values)
             self._telemetry.records("decode", "ok").inc(len(decoded.places))
             self._telemetry.records("decode", "rejected").inc(len(decoded.rejects))

@@ -2,6 +2,7 @@
 
 from bridge.config import Pipeline
 from bridge.errors import PipelineStopped
+from bridge.offsets import PartitionEpoch
 from bridge.record import Headers, Record, Reject
 from bridge.sink import BATCH_OVERHEAD, Row, row_size
 
@@ -29,12 +30,13 @@ class LetterWriter:
         self._model = config.model.name
         self._topic = config.dead_letter.topic
 
-    def letter(self, record: Record, reject: Reject, limit: int) -> Row:
+    def letter(self, epoch: PartitionEpoch, record: Record, reject: Reject, limit: int) -> Row:
         """The dead letter of one event.
 
         A dead letter that was sent back as an event keeps counting: its earlier attempts are added.
 
         Args:
+            epoch: names the event's topic and partition.
             record: the event.
             reject: why it has no result.
             limit: max.message.bytes of the dead-letter topic.
@@ -45,8 +47,8 @@ class LetterWriter:
         fields = {
             "reason": reject.reason,
             "error": reject.error,
-            "topic": record.topic,
-            "partition": record.partition,
+            "topic": epoch.topic,
+            "partition": epoch.partition,
             "offset": record.offset,
             "timestamp": record.timestamp,
             "model": self._model,
@@ -60,7 +62,7 @@ class LetterWriter:
         size = row_size(row)
         if size > limit - BATCH_OVERHEAD:
             raise PipelineStopped(
-                f"the event {record.topic}/{record.partition}/{record.offset} needs a dead letter of {size} bytes, but "
+                f"the event {epoch.topic}/{epoch.partition}/{record.offset} needs a dead letter of {size} bytes, but "
                 f"{self._topic!r} takes {limit}; raise its max.message.bytes"
             )
         return row

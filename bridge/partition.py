@@ -7,7 +7,7 @@ from aiokafka.partitioner import murmur2
 
 from bridge.config import Pipeline
 from bridge.kafka import Topic
-from bridge.sink import Row, Write, row_size
+from bridge.sink import Row, Write
 
 
 class Partitioner:
@@ -23,23 +23,22 @@ class Partitioner:
         self._topics = topics
         self._letters = config.dead_letter.topic
 
-    def writes(self, topic: str, source: int, rows: Sequence[Row], size: int) -> list[Write]:
+    def writes(self, topic: str, source: int, rows: Sequence[Row]) -> list[Write]:
         """The rows by partition of `topic`, each group in order; events without a key stay with `source`.
 
         Args:
             topic: where they go.
             source: the partition of their events.
             rows: at least one.
-            size: their bytes together.
         """
         if not self._by_key:
-            return [Write(topic, source, rows, size)]
+            return [Write(topic, source, rows)]
         count = self._topics[topic].partitions
         groups: dict[int, list[Row]] = {}
         for row in rows:
             partition = source % count if row[0] is None else partition_of(bytes(row[0]), count)
             groups.setdefault(partition, []).append(row)
-        return [Write(topic, number, group, sum(map(row_size, group))) for number, group in groups.items()]
+        return [Write(topic, number, group) for number, group in groups.items()]
 
     def letter(self, source: int) -> int:
         """The dead-letter topic's partition for events of partition `source`."""

@@ -16,12 +16,11 @@ Headers = Sequence[tuple[str, bytes | None]]
 
 
 class Record(Protocol):
-    """One event as the source delivers it. The Kafka client's own record fits, so none is copied."""
+    """One event as the source delivers it; its topic and partition are its segment's epoch's.
 
-    @property
-    def topic(self) -> str: ...
-    @property
-    def partition(self) -> int: ...
+    What the Kafka client parses fits as it is, so none is copied.
+    """
+
     @property
     def offset(self) -> int: ...
     @property

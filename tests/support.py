@@ -151,13 +151,13 @@ def pipeline(broker: str, model_address: str, model: str, topics: dict[str, str]
 class Bridge:
     """`headrace run` as a process."""
 
-    def __init__(self, config: dict[str, Any], folder: Path) -> None:
+    def __init__(self, config: dict[str, Any], folder: Path, *options: str) -> None:
         self.config = config
         number = next(_numbers)
         self.path = folder / f"pipeline-{number}.yaml"
         self.path.write_text(yaml.safe_dump(config))
         self.log = folder / f"bridge-{number}.log"
-        command = [sys.executable, "-m", "headrace", "run", str(self.path)]
+        command = [sys.executable, "-m", "headrace", "run", str(self.path), *options]
         self.process = ServerProcess("the bridge", command, self.log, {**os.environ, "PYTHONUNBUFFERED": "1"})
 
     def wait_ready(self, timeout: float = 60.0) -> None:
@@ -172,7 +172,8 @@ class Bridge:
 
     def get(self, path: str) -> tuple[int, str]:
         """Status and text of one of its HTTP endpoints."""
-        (address,) = [line["address"] for line in self.logs() if line["event"] == "observing"]
+        mine = [line for line in self.logs() if line["event"] == "observing" and "worker" not in line]
+        (address,) = [line["address"] for line in mine]
         try:
             with urllib.request.urlopen(f"http://{address}{path}", timeout=5) as answer:
                 return answer.status, answer.read().decode()
@@ -196,9 +197,9 @@ class Bridge:
 
 
 @contextmanager
-def running(config: dict[str, Any], folder: Path, ready: bool = True) -> Iterator[Bridge]:
+def running(config: dict[str, Any], folder: Path, *options: str, ready: bool = True) -> Iterator[Bridge]:
     """A bridge, ended at the end whatever happens."""
-    bridge = Bridge(config, folder)
+    bridge = Bridge(config, folder, *options)
     try:
         if ready:
             bridge.wait_ready()

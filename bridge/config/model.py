@@ -204,7 +204,7 @@ class Model(Section):
 class Batch(Section):
     """When events leave for the model, and how many at once."""
 
-    max_events: int = Field(default=256, ge=1, le=65_536)
+    max_events: int = Field(default=1024, ge=1, le=65_536)
     """Most events in one call; the model's own max_batch_size caps it."""
     max_bytes: Size = Field(default=4 * 2**20, ge=1024)
     """Most bytes of event values in one call; a larger single event is a `too_large` dead letter."""

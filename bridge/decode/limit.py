@@ -20,9 +20,13 @@ class SizeLimit:
     def decode(self, values: Sequence[bytes | None]) -> Decoded:
         """See `EventFormat`."""
         limit = self._limit
-        large = {place: len(value) for place, value in enumerate(values) if value is not None and len(value) > limit}
-        if not large:
+        try:
+            fits = max(map(len, values), default=0) <= limit  # type: ignore[arg-type]
+        except TypeError:  # a tombstone has no value
+            fits = not any(value is not None and len(value) > limit for value in values)
+        if fits:
             return self._inner.decode(values)
+        large = {place: len(value) for place, value in enumerate(values) if value is not None and len(value) > limit}
         places = [place for place in range(len(values)) if place not in large]
         decoded = self._inner.decode([values[place] for place in places])
         rejects = [reject._replace(row=places[reject.row]) for reject in decoded.rejects]

@@ -32,7 +32,11 @@ class RawFormat:
 
     def decode(self, values: Sequence[bytes | None]) -> Decoded:
         """See `EventFormat`."""
-        if None not in values and set(map(len, values)) <= {self._size}:  # type: ignore[arg-type]
+        try:
+            fits = set(map(len, values)) <= {self._size}  # type: ignore[arg-type]
+        except TypeError:  # a tombstone has no value
+            fits = False
+        if fits:
             return Decoded({self._name: values}, range(len(values)), {}, [])  # type: ignore[dict-item]
         rows: list[bytes] = []
         places: list[int] = []

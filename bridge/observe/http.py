@@ -3,13 +3,24 @@
 import threading
 from collections.abc import Callable, Iterable
 from socketserver import ThreadingMixIn
-from typing import Any
+from typing import Any, Protocol
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
 from bridge.errors import PipelineStopped
-from bridge.observe.health import Health
+
+
+class Probes(Protocol):
+    """What the health endpoints ask, from their own thread; each answer with one word or sentence about it."""
+
+    def live(self) -> tuple[bool, str]:
+        """Whether the process should go on living."""
+        ...
+
+    def ready(self) -> tuple[bool, str]:
+        """Whether events can flow."""
+        ...
 
 
 class _Server(ThreadingMixIn, WSGIServer):
@@ -34,7 +45,7 @@ class ObserveServer:
         PipelineStopped: the address is taken.
     """
 
-    def __init__(self, address: str, health: Health, registry: CollectorRegistry) -> None:
+    def __init__(self, address: str, health: Probes, registry: CollectorRegistry) -> None:
         host, _, port = address.rpartition(":")
         metrics = make_wsgi_app(registry)
 

@@ -5,6 +5,7 @@ The names are a contract with dashboards and alerts; docs/telemetry.md is genera
 
 from collections.abc import Iterator, Sequence
 from threading import Lock
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,7 @@ STAGES = {
 """stage -> the outcomes that `records_total` counts there."""
 
 _LATENCY = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 300)
+_AT_ONCE = 4096
 _COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 
 
@@ -35,18 +37,29 @@ class BatchHistogram:
         self._bounds = np.asarray(buckets, dtype=np.float64)
         self._counts = np.zeros(len(buckets) + 1, dtype=np.int64)
         self._sum = 0.0
+        self._fresh: list[npt.NDArray[np.float64]] = []  # not counted yet: many small arrays cost more than a large one
+        self._waiting = 0
         self._lock = Lock()  # scrapes come from the HTTP thread
 
     def observe(self, values: npt.NDArray[np.float64]) -> None:
-        """Count every value of the array."""
-        counts = np.bincount(np.searchsorted(self._bounds, values), minlength=len(self._counts))
+        """Count every value of the array; a negative one, as of a clock that was set back, counts as 0."""
         with self._lock:
-            self._counts += counts
+            self._fresh.append(values)
+            self._waiting += len(values)
+            if self._waiting >= _AT_ONCE:
+                self._count()
+
+    def _count(self) -> None:
+        if self._fresh:
+            values = np.maximum(np.concatenate(self._fresh), 0.0)
+            self._counts += np.bincount(np.searchsorted(self._bounds, values), minlength=len(self._counts))
             self._sum += float(values.sum())
+            self._fresh, self._waiting = [], 0
 
     def collect(self) -> Iterator[Metric]:
         """For the registry."""
         with self._lock:
+            self._count()
             totals = np.cumsum(self._counts).tolist()
             total = self._sum
         buckets = [(str(float(bound)), count) for bound, count in zip(self._bounds, totals, strict=False)]
@@ -66,6 +79,7 @@ class Telemetry:
     def __init__(self, pipeline: str, version: str = "") -> None:
         self.registry = CollectorRegistry()
         self._pipeline = pipeline
+        self._known: dict[tuple[Any, ...], Any] = {}  # children by family and labels: finding one anew takes 3 us
         self._records = self._counter("records", "Events, by stage and what became of them there.", "stage", "outcome")
         self.batch_records = self._histogram("batch_records", "Events in a batch.", _COUNTS)
         self.batch_wait = self._histogram("batch_wait_seconds", "Age of a batch's oldest event in the queue.", _LATENCY)
@@ -110,11 +124,13 @@ class Telemetry:
         """The counter of events that had `outcome` at `stage`."""
         if outcome not in STAGES[stage]:
             raise ValueError(f"{outcome!r} is no outcome of stage {stage!r}")
-        return self._records.labels(self._pipeline, stage, outcome)
+        child: Counter = self._child(self._records, stage, outcome)
+        return child
 
     def queue(self, stage: str) -> Gauge:
         """The gauge of events that wait at `stage`."""
-        return self._queue.labels(self._pipeline, stage)
+        child: Gauge = self._child(self._queue, stage)
+        return child
 
     def halted(self, stage: str, count: int) -> None:
         """So many partitions are halted at `stage`."""
@@ -123,7 +139,8 @@ class Telemetry:
 
     def inference(self, model: str, version: str, code: str) -> Histogram:
         """The histogram of one kind of call."""
-        return self._inference.labels(self._pipeline, model, version, code)
+        child: Histogram = self._child(self._inference, model, version, code)
+        return child
 
     def retry(self, cause: str) -> None:
         """One more try for `cause`."""
@@ -144,6 +161,13 @@ class Telemetry:
         self._lagging = set(lags)
         for (topic, partition), lag in lags.items():
             self._lag.labels(self._pipeline, topic, str(partition)).set(lag)
+
+    def _child(self, family: Any, *labels: str) -> Any:
+        key = (family, *labels)
+        child = self._known.get(key)
+        if child is None:
+            child = self._known[key] = family.labels(self._pipeline, *labels)
+        return child
 
     def _start_at_zero(self) -> None:
         for stage, outcomes in STAGES.items():

@@ -35,8 +35,6 @@ class Write(NamedTuple):
     topic: str
     partition: int
     rows: Sequence[Row]
-    size: int
-    """Bytes of the rows, as `row_size` counts them."""
 
 
 @dataclass(frozen=True, slots=True)

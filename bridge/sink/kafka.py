@@ -19,7 +19,7 @@ from aiokafka.producer.message_accumulator import BatchBuilder
 
 from bridge.config import Pipeline
 from bridge.errors import PipelineStopped
-from bridge.kafka import FATAL, Topic, client_options, send_batch, sentence, stop_client
+from bridge.kafka import FATAL, Topic, append_rows, client_options, send_batch, sentence, stop_client
 from bridge.observe.telemetry import Telemetry
 from bridge.offsets import PartitionEpoch
 from bridge.retry import Backoff
@@ -308,11 +308,10 @@ class _Writer:
 
 def _fill(builder: BatchBuilder, chunks: Sequence[_Chunk]) -> int:
     """Append rows until the batch is full; how many it took."""
-    append = builder.append
     count = 0
     for chunk in chunks:
-        for row in chunk.rows[chunk.start :] if chunk.start else chunk.rows:
-            if append(timestamp=row[2], key=row[0], value=row[1], headers=row[3]) is None:
-                return count
-            count += 1
+        rows = chunk.rows[chunk.start :] if chunk.start else chunk.rows
+        count += append_rows(builder, rows)
+        if builder.closed():
+            break
     return count

@@ -4,9 +4,11 @@ Reaches into aiokafka's private parts; written against 0.14.
 """
 
 import asyncio
+from collections import OrderedDict
 from typing import Any
 
 from aiokafka import TopicPartition
+from aiokafka.consumer.fetcher import FetchResult, PartitionRecords
 from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
 from aiokafka.errors import ConsumerStoppedError
 
@@ -45,6 +47,11 @@ class GroupConsumer(OffsetsConsumer):
             fetch_max_wait_ms=250,
         )
         self.heard = 0.0
+
+    async def start(self) -> None:
+        """As the client's own; from then on `getmany` gives records as `bridge.record.Record` describes them."""
+        await super().start()
+        self._fetcher._records = _Fetched()
 
     def watch_heartbeats(self) -> None:
         """From now on keep `heard` up to date; once started."""
@@ -94,3 +101,19 @@ class GroupConsumer(OffsetsConsumer):
         """Something that changes with every answer to a fetch, and all the time while fetched records lie here."""
         lying = asyncio.get_running_loop().time() if tp in self._fetcher._records else None
         return self.last_poll_timestamp(tp), lying
+
+
+class _Fetched(OrderedDict[TopicPartition, Any]):
+    """What has been fetched and not polled yet, as the fetcher keeps it."""
+
+    def __setitem__(self, tp: TopicPartition, result: Any) -> None:
+        if type(result) is FetchResult:
+            result._partition_records.__class__ = _AsParsed
+        super().__setitem__(tp, result)
+
+
+class _AsParsed(PartitionRecords):  # type: ignore[misc]
+    """Hands records out as they were parsed; a second object for each, with its topic, costs as much as parsing it."""
+
+    def _consumer_record(self, tp: TopicPartition, record: Any) -> Any:
+        return record

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from bridge.errors import ConfigError, HeadraceError
-from headrace.cli import demo, letters, models, pipeline, rig
+from headrace.cli import bench, demo, letters, models, pipeline, rig
 from serving.errors import ServingError
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ app.add_typer(letters.app, name="dlq")
 app.add_typer(models.app, name="models")
 rig.add(app)
 demo.add(app)
+bench.add(app)
 
 
 def _version(asked: bool) -> None:

@@ -24,20 +24,53 @@ def add(app: typer.Typer) -> None:
         app.command(name=command.__name__.removesuffix("_command"))(command)
 
 
-def run(config: ConfigArgument) -> None:
+def run(
+    config: ConfigArgument,
+    workers: Annotated[
+        int,
+        typer.Option(min=1, max=64, help="So many processes, which share the partitions: one for each core to use."),
+    ] = 1,
+    worker: Annotated[int | None, typer.Option(hidden=True)] = None,
+) -> None:
     """Run a pipeline until SIGTERM or Ctrl-C, which drain it; a second one ends it at once.
 
     Prints `ready NAME` once partitions are assigned and the model answers.
     """
+    import structlog
     import uvloop
 
     from bridge.observe.logs import configure
-    from bridge.run import run as run_pipeline
 
     pipeline = load(config)
     configure(pipeline.observe.log)
+
+    def ready() -> None:
+        print(f"ready {pipeline.name}", flush=True)
+
+    if worker is not None:
+        pipeline = _worker(pipeline, worker)
+        structlog.contextvars.bind_contextvars(worker=worker)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(run_pipeline(pipeline, lambda: print(f"ready {pipeline.name}", flush=True)))
+        if workers > 1:
+            from headrace.workers import supervise
+
+            raise typer.Exit(runner.run(supervise(config, pipeline, workers, ready)))
+
+        from bridge.run import run as run_pipeline
+
+        runner.run(run_pipeline(pipeline, ready, _tell_supervisor if worker is not None else None))
+
+
+def _tell_supervisor(address: str) -> None:
+    print(f"observing {address}", flush=True)
+
+
+def _worker(pipeline: Pipeline, number: int) -> Pipeline:
+    """The pipeline as one worker of several runs it: what only one process can have is its own."""
+    instance, address = pipeline.source.instance_id, pipeline.observe.address
+    source = pipeline.source.model_copy(update={"instance_id": instance and f"{instance}-{number}"})
+    observe = pipeline.observe.model_copy(update={"address": address and "127.0.0.1:0"})
+    return pipeline.model_copy(update={"source": source, "observe": observe})
 
 
 def check(

@@ -313,7 +313,7 @@ def test_writes_keep_their_order_and_are_settled_once(world: World) -> None:
         for number in range(200):
             partition = number % PARTITIONS
             rows: list[Row] = [(b"k", b"%d-%d" % (number, n), 1000 + n, [("h", b"x")]) for n in range(number % 4 + 1)]
-            write = Write(world.results_topic, partition, rows, 100)
+            write = Write(world.results_topic, partition, rows)
             segment = (epochs[partition], places[partition], len(rows))
             sink.write(emission(*segment, [write], lambda done, n=number: settled.append((n, done))))  # type: ignore[misc]
             places[partition] += len(rows)
@@ -338,8 +338,8 @@ def test_what_is_written_for_several_topics_settles_together(world: World) -> No
     async def body(sink: Sink, epochs: list[PartitionEpoch]) -> None:
         settled = asyncio.Event()
         writes = [
-            Write(world.results_topic, 0, [(b"k", b"result", 1, [])], 100),
-            Write(world.letters_topic, 0, [(b"k", b"letter", 1, [])], 100),
+            Write(world.results_topic, 0, [(b"k", b"result", 1, [])]),
+            Write(world.letters_topic, 0, [(b"k", b"letter", 1, [])]),
         ]
         sink.write(emission(epochs[0], 0, 2, writes, lambda done: settled.set() if done else None))
         async with asyncio.timeout(30):
@@ -357,9 +357,7 @@ def test_what_is_written_after_a_release_is_dropped(world: World) -> None:
     async def body(sink: Sink, epochs: list[PartitionEpoch]) -> None:
         epochs[0].alive = False
         sink.release(epochs[0])
-        sink.write(
-            emission(epochs[0], 0, 1, [Write(world.results_topic, 0, [(b"k", b"late", 1, [])], 9)], settled.append)
-        )
+        sink.write(emission(epochs[0], 0, 1, [Write(world.results_topic, 0, [(b"k", b"late", 1, [])])], settled.append))
         async with asyncio.timeout(30):
             while not settled:
                 await asyncio.sleep(0.01)
@@ -376,7 +374,7 @@ def test_a_stop_ends_in_time_and_what_is_written_before_is_there(world: World) -
     async def body(sink: Sink, epochs: list[PartitionEpoch]) -> None:
         nonlocal begun
         done = asyncio.Event()
-        write = Write(world.results_topic, 0, [(None, b"x", 1, [])], 100)
+        write = Write(world.results_topic, 0, [(None, b"x", 1, [])])
         sink.write(emission(epochs[0], 0, 1, [write], lambda _: done.set()))
         await done.wait()
         begun = time.monotonic()

@@ -49,7 +49,7 @@ def test_explain_tells_values_guarantee_and_replay_window(tmp_path: Path) -> Non
     topics = {"events": "e", "results": "r", "letters": "d"}
     path = write(tmp_path, pipeline("localhost:9092", "localhost:8001", "m", topics))
     text = headrace("explain", path).stdout
-    assert "max_events: 256" in text
+    assert "max_events: 1024" in text
     assert "guarantee: at least once" in text
     assert "replay window: after a crash, what was finished in the last 100ms (commit_interval)" in text
     document = json.loads(headrace("explain", "--json", path, env={"HEADRACE_BATCH__MAX_EVENTS": "9"}).stdout)

@@ -39,7 +39,7 @@ def test_defaults_are_those_of_the_contract() -> None:
     config = parse(GOOD, {})
     assert config.group == "fraud"
     assert (config.source.start, config.delivery, config.model.version) == ("earliest", "at_least_once", "latest")
-    assert (config.batch.max_events, config.batch.max_bytes, config.batch.max_wait) == (256, 4 * 2**20, 0.0)
+    assert (config.batch.max_events, config.batch.max_bytes, config.batch.max_wait) == (1024, 4 * 2**20, 0.0)
     assert (config.batch.in_flight, config.model.timeout, config.commit_interval) == (4, 2.0, 0.1)
     assert config.observe.address == "127.0.0.1:9464"
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from aiokafka.errors import IllegalOperation, ProducerFenced
+from aiokafka.producer.message_accumulator import BatchBuilder
 
 from bridge.breaker import WINDOW, PoisonBreaker
 from bridge.config import parse
@@ -209,7 +210,7 @@ class Producer:
         self.asked.append("begin")
 
     def create_batch(self) -> Any:
-        return SimpleNamespace(append=lambda **_: True)
+        return BatchBuilder(2**20, 0)
 
     async def send_batch(self, *_: Any, **__: Any) -> asyncio.Future[None]:
         self._on_send()
@@ -240,7 +241,7 @@ def transact(runner: asyncio.Runner, epoch: PartitionEpoch, producer: Producer) 
         epoch.start_at(0)
         epoch.deliver([0, 1])
         lane = _Transactions(sink, epoch, producer, config, {})
-        write = Write("results-1", 0, [(None, b"v", 0, [])], 1)
+        write = Write("results-1", 0, [(None, b"v", 0, [])])
         lane.add(Emission(segment(epoch, 0), [write], lambda _, done: settled.append(done)))
         async with asyncio.TaskGroup() as tasks:
             lane.task = tasks.create_task(lane.run())

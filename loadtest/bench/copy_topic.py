@@ -1,6 +1,6 @@
 """The copy limit: the same client consuming a topic and producing its records unchanged. No bridge can be faster.
 
-python -m loadtest.copy_topic BOOTSTRAP SOURCE TARGET GROUP; prints `ready` and runs until it is terminated.
+python -m loadtest.bench.copy_topic BOOTSTRAP SOURCE TARGET GROUP; prints `ready` and runs until it is terminated.
 """
 
 import asyncio

@@ -1,0 +1,245 @@
+"""One measurement: a subject drains a backlog, or keeps up with a fixed rate. Figures come from outside the subject."""
+
+import asyncio
+import contextlib
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import psutil
+from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, TopicPartition
+from confluent_kafka.admin import AdminClient
+
+from bridge.config.model import Kafka, Model
+from bridge.infer.triton import TritonServer
+from headrace.rig.kafka import KafkaCluster
+from headrace.rig.process import ServerProcess
+from headrace.rig.topics import create_topics
+from headrace.rig.triton import TritonRig
+from loadtest.bench.subjects import Job, Subject
+from loadtest.bench.workload import Workload, feed, write_backlog
+
+_READY = re.compile(r"^ready\b", re.MULTILINE)
+_STANDSTILL = 60.0
+_WARM = 0.1  # share of a backlog that is not measured: assignment, first fetches, a virtual machine that warms up
+_LEAD = 2.0  # seconds of a fixed rate that are not measured
+
+
+class BenchFailed(Exception):
+    """A subject did not do its job; one sentence."""
+
+
+@dataclass
+class Figures:
+    """What one measurement found.
+
+    Attributes:
+        events_per_second: between a tenth of the way and the end; of a fixed rate, what was achieved.
+        cpu_us: process (`subject`, `model`, `kafka`) -> microseconds of CPU, user and system, per event.
+        rss_mib: the subject's memory at each tenth of the way.
+        latency_ms: percentile (50, 99, 99.9) -> milliseconds from when an event was due until its result was read.
+    """
+
+    events_per_second: float
+    cpu_us: dict[str, float]
+    rss_mib: list[float] = field(default_factory=list)
+    latency_ms: dict[str, float] = field(default_factory=dict)
+
+
+class Servers:
+    """A Kafka and a Triton for all measurements of a run.
+
+    Args:
+        kafka: the brokers.
+        triton: the model server.
+        home: a folder for files that go away afterwards.
+    """
+
+    def __init__(self, kafka: KafkaCluster, triton: TritonRig, home: Path) -> None:
+        self.kafka = kafka
+        self.triton = triton
+        self._home = home
+        self._filled: set[str] = set()
+        self._admin = AdminClient({"bootstrap.servers": kafka.bootstrap_servers})
+        self._number = 0
+
+    def fill(self, workload: Workload, events: int) -> str:
+        """A topic with so many events of this kind, made when it is first asked for."""
+        topic = workload.topic(events)
+        if topic not in self._filled:
+            self.create({topic: workload.partitions})
+            write_backlog(self.kafka.bootstrap_servers, topic, workload, events)
+            self._filled.add(topic)
+        return topic
+
+    def drain(self, subject: Subject, workload: Workload, events: int) -> Figures:
+        """Have the subject work off a backlog.
+
+        Raises:
+            BenchFailed: it ended, stood still, or wrote more results than there were events.
+        """
+        source = self.fill(workload, events)
+        with self.running(subject, workload, source) as (process, target):
+            return self.watch(process, self.counter(subject, workload, source, target), events)
+
+    def hold(self, subject: Subject, workload: Workload, rate: float, seconds: float) -> Figures:
+        """Have the subject keep up with a fixed rate.
+
+        Raises:
+            BenchFailed: it ended, or results are missing at the end.
+        """
+        self._number += 1
+        source = f"steady-{self._number}"
+        self.create({source: workload.partitions})
+        with self.running(subject, workload, source) as (process, target):
+            fed: list[tuple[float, int]] = []
+            feeding = threading.Thread(
+                target=lambda: fed.append(feed(self.kafka.bootstrap_servers, source, workload, rate, seconds + _LEAD))
+            )
+            before = self._cpu(process)
+            begun = time.monotonic()
+            feeding.start()
+            arrived = self._arrivals(process, target, workload, int(rate * (seconds + _LEAD)))
+            feeding.join()
+            took, after = time.monotonic() - begun, self._cpu(process)
+            memory = process_memory(process)
+        first_due, events = fed[0]
+        waits = [(at - first_due - number / rate) * 1000 for number, at in arrived.items() if number >= rate * _LEAD]
+        cpu = {name: (after[name] - before[name]) / events * 1e6 for name in before}
+        return Figures(events / took, cpu, [memory], _percentiles(waits))
+
+    def call(self, workload: Workload, rows: int, seconds: float) -> Figures:
+        """Ask the model alone, one call after the other, over the bridge's own client."""
+        took = asyncio.run(_calls(self.triton.address, workload, rows, seconds))
+        return Figures(rows * len(took) / sum(took), {}, latency_ms=_percentiles([1000 * second for second in took]))
+
+    @contextlib.contextmanager
+    def running(self, subject: Subject, workload: Workload, source: str) -> Iterator[tuple[ServerProcess, str]]:
+        """The subject at work, once it says that it is ready, and the topic of its results."""
+        self._number += 1
+        target = f"out-{self._number}"
+        self.create({target: workload.partitions, f"{target}-dead": 1})
+        job = Job(self.kafka.bootstrap_servers, self.triton.address, workload, source, target, self._home)
+        with subject.start(job) as process:
+            process.wait_ready(lambda: _READY.search(process.log.read_text(errors="replace")) is not None, 120)
+            yield process, target
+
+    def create(self, topics: dict[str, int]) -> None:
+        """Make topics with so many partitions each."""
+        asyncio.run(create_topics(Kafka(bootstrap_servers=self.kafka.bootstrap_servers), topics))
+
+    def watch(self, process: ServerProcess, count: Callable[[], int], events: int) -> Figures:
+        """Figures from a tenth of the way to the end."""
+        memory: list[float] = []
+        start: tuple[float, int, dict[str, float]] | None = None
+        last, moved = 0, time.monotonic()
+        while True:
+            done, now = count(), time.monotonic()
+            if done >= events * _WARM and start is None:
+                start = (now, done, self._cpu(process))
+            if done >= events * (len(memory) + 1) // 10:
+                memory.append(process_memory(process))
+            if done > events:
+                raise BenchFailed(f"{process.name} has made {done} results of {events} events")
+            if done == events and start is not None:
+                began, before, cpu = start
+                if before == events:
+                    raise BenchFailed(f"{events} events are too few for {process.name}; raise --events")
+                used = self._cpu(process)
+                rate = (events - before) / (now - began)
+                return Figures(rate, {k: (used[k] - cpu[k]) / (events - before) * 1e6 for k in used}, memory)
+            if done != last:
+                last, moved = done, now
+            self._check(process, now - moved, f"{done} of {events} events")
+            time.sleep(0.02)
+
+    def counter(self, subject: Subject, workload: Workload, source: str, target: str) -> Callable[[], int]:
+        """How many events have their outcome."""
+        if subject.transactional:
+            places = [TopicPartition(source, number) for number in range(workload.partitions)]
+            asked = ConsumerGroupTopicPartitions(target, places)
+
+            def committed() -> int:
+                (future,) = self._admin.list_consumer_group_offsets([asked]).values()
+                return sum(max(0, found.offset) for found in future.result(30).topic_partitions)
+
+            return committed
+        consumer = Consumer({"bootstrap.servers": self.kafka.bootstrap_servers, "group.id": "bench"})
+        ends = [TopicPartition(target, number) for number in range(workload.partitions)]
+        if workload.poison:
+            ends.append(TopicPartition(f"{target}-dead", 0))
+        return lambda: sum(consumer.get_watermark_offsets(place, timeout=30)[1] for place in ends)
+
+    def _arrivals(self, process: ServerProcess, target: str, workload: Workload, events: int) -> dict[int, float]:
+        """Event -> when a read_committed reader first had its result, in seconds since 1970."""
+        consumer = Consumer(
+            {
+                "bootstrap.servers": self.kafka.bootstrap_servers,
+                "group.id": "bench",
+                "isolation.level": "read_committed",
+                "fetch.wait.max.ms": 10,
+                "enable.auto.commit": False,
+            }
+        )
+        consumer.assign([TopicPartition(target, number, 0) for number in range(workload.partitions)])
+        arrived: dict[int, float] = {}
+        moved = time.monotonic()
+        try:
+            while len(arrived) < events:
+                found = consumer.consume(1_000, 0.02)
+                now = time.time()
+                for message in found:
+                    if message.error() is None:
+                        arrived.setdefault(int(message.key()), now)
+                if found:
+                    moved = time.monotonic()
+                self._check(process, time.monotonic() - moved, f"{len(arrived)} of {events} events")
+        finally:
+            consumer.close()
+        return arrived
+
+    def _check(self, process: ServerProcess, still: float, where: str) -> None:
+        if not process.running:
+            raise BenchFailed(f"{process.name} has ended at {where}:\n{process.tail()}")
+        if still > _STANDSTILL:
+            raise BenchFailed(f"{process.name} stands still at {where}")
+
+    def _cpu(self, subject: ServerProcess) -> dict[str, float]:
+        """Seconds of CPU that each has used, with its children."""
+        found = {"subject": subject, "model": self.triton.process, "kafka": self.kafka.node(1)}
+        return {name: sum(sum(p.cpu_times()[:2]) for p in _tree(process)) for name, process in found.items()}
+
+
+async def _calls(address: str, workload: Workload, rows: int, seconds: float) -> list[float]:
+    """Seconds of each call."""
+    server = TritonServer(Model(address=address, name=workload.model_name))
+    took: list[float] = []
+    try:
+        model = await server.describe()
+        row = np.zeros(workload.features, "<f4").tobytes()
+        names = [spec.name for spec in model.outputs]
+        begun = time.monotonic()
+        while (started := time.monotonic()) - begun < seconds:
+            await server.infer(model, {model.inputs[0].name: [row] * rows}, rows, names)
+            took.append(time.monotonic() - started)
+    finally:
+        await server.close()
+    return took
+
+
+def _percentiles(values: list[float]) -> dict[str, float]:
+    return {p: float(np.percentile(values, float(p))) for p in ("50", "99", "99.9")}
+
+
+def process_memory(process: ServerProcess) -> float:
+    """MiB of resident memory, with its children."""
+    return float(sum(found.memory_info().rss for found in _tree(process)) / 2**20)
+
+
+def _tree(process: ServerProcess) -> list[psutil.Process]:
+    root = psutil.Process(process.pid)
+    return [root, *root.children(recursive=True)]
