@@ -10,7 +10,7 @@ SEED    ?= 1
 MINUTES ?= 20
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fault-rows faults lint protos models bench trouble peers docs clean
+.PHONY: help demo test fault-rows faults lint protos models bench bench-check trouble peers docs clean
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 18
@@ -38,14 +38,22 @@ lint: $(READY) ## style, types, import rules, and that generated files are up to
 protos: $(READY) ## generate the message classes from protos/
 	@$(BIN)/python protos/generate.py
 
+bench-check: $(READY) ## whether an event still costs what it did, in copies of it (ARGS="--store" to take what it costs now)
+	@$(BIN)/python -m loadtest.bench.guard $(ARGS)
+
 trouble: $(READY) ## poison and a model outage: what they cost (ARGS="poison --rounds 3")
 	@$(BIN)/python -m loadtest.trouble $(ARGS)
 
-peers: $(READY) ## install the peers that `headrace bench --peer` measures, each in an environment of its own
+peers: $(READY) ## install the peers that headrace bench can measure, each in an environment of its own
 	@for list in loadtest/peers/*/requirements.txt; do \
 	  name=$$(basename $$(dirname $$list)); echo "peer $$name …"; \
 	  "$(PYTHON)" -m venv .peers/$$name && \
 	  .peers/$$name/bin/pip install --quiet --disable-pip-version-check --requirement $$list || exit 1; \
+	done
+	@command -v mvn >/dev/null || { echo "Maven and Java 17 would bring the peers in Java, too: there are none here" >&2; exit 0; }; \
+	for project in loadtest/peers/*/pom.xml; do \
+	  name=$$(basename $$(dirname $$project)); echo "peer $$name …"; \
+	  mvn -q -B -f $$project package dependency:copy-dependencies -DoutputDirectory=$(CURDIR)/.peers/$$name/lib || exit 1; \
 	done
 
 docs: $(READY) ## generate the configuration and telemetry references from the types

@@ -87,14 +87,14 @@ class Batcher:
             self.bytes -= taken
             if count == len(head.sizes):
                 self._queue.popleft()
-                segment = Segment(segment.epoch, segment.start, segment.records, taken)
+                segment = Segment(segment.epoch, segment.start, segment.records, taken, head.since)
             else:
                 self._queue[0] = _Waiting(
                     Segment(segment.epoch, segment.start + count, segment.records[count:]),
                     head.sizes[count:],
                     head.since,
                 )
-                segment = Segment(segment.epoch, segment.start, segment.records[:count], taken)
+                segment = Segment(segment.epoch, segment.start, segment.records[:count], taken, head.since)
             segments.append(segment)
             records.extend(segment.records)
         return Batch(segments, records)

@@ -94,7 +94,7 @@ async def _check_kafka(config: Pipeline, plan: Plan | None, report: Report) -> N
             for name in config.source.topics:
                 topic = topics[name]
                 if topic is not None:
-                    _check_events(plan, name, await _sample(config, name, topic.partitions), report)
+                    _check_events(plan, name, await sample_events(config, name, topic.partitions), report)
         if config.delivery == "exactly_once":
             await _check_transactions(config, report)
     except PipelineStopped as error:
@@ -147,8 +147,12 @@ def _check_events(plan: Plan, topic: str, values: Sequence[bytes | None], report
     (report.problems if len(rejects) == len(values) else report.warnings).append(text)
 
 
-async def _sample(config: Pipeline, topic: str, partitions: int) -> list[bytes | None]:
-    """The last few events of a topic, without a group."""
+async def sample_events(config: Pipeline, topic: str, partitions: int, most: int = SAMPLE) -> list[bytes | None]:
+    """The values of the last events of a topic, read without a group; about `most`, and no more.
+
+    Raises:
+        KafkaError: the brokers do not answer.
+    """
     consumer = AIOKafkaConsumer(
         **client_options(config.kafka), isolation_level="read_committed", enable_auto_commit=False
     )
@@ -159,12 +163,12 @@ async def _sample(config: Pipeline, topic: str, partitions: int) -> list[bytes |
         consumer.assign(assigned)
         first, last = await consumer.beginning_offsets(assigned), await consumer.end_offsets(assigned)
         for tp in assigned:
-            consumer.seek(tp, max(first[tp], last[tp] - SAMPLE))
+            consumer.seek(tp, max(first[tp], last[tp] - most))
         for _ in range(5 if any(last[tp] > first[tp] for tp in assigned) else 0):
-            for records in (await consumer.getmany(timeout_ms=500, max_records=SAMPLE)).values():
+            for records in (await consumer.getmany(timeout_ms=500, max_records=most)).values():
                 values += [record.value for record in records]
-            if len(values) >= SAMPLE:
+            if len(values) >= most:
                 break
     finally:
         await stop_client(consumer, 5.0)
-    return values[:SAMPLE]
+    return values[:most]

@@ -32,7 +32,7 @@ class Emitter:
         topics: the topics of the outcomes as they are now; kept up to date by whoever passes it.
         telemetry: counts what is acknowledged.
         opened: told of each emission that is under way.
-        settled: told of each that no longer is.
+        settled: told of each that no longer is, and whether it is acknowledged, or else dropped.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Emitter:
         topics: Mapping[str, Topic],
         telemetry: Telemetry,
         opened: Callable[[], None],
-        settled: Callable[[Segment], None],
+        settled: Callable[[Segment, bool], None],
     ) -> None:
         self._result = config.result.topic
         self._alert = config.result.alert.topic if config.result.alert else None
@@ -137,7 +137,7 @@ class Emitter:
             self._telemetry.last_progress.set(now)
         else:
             self._telemetry.records("source", "dropped").inc(len(stamps))
-        self._done(emission.segment)
+        self._done(emission.segment, acknowledged)
 
 
 def split(batch: Batch, outcome: Outcome) -> Iterable[tuple[Segment, Outcome]]:

@@ -29,6 +29,7 @@ from bridge.plan import Plan
 from bridge.record import Batch, Outcome, Record, Reject, Segment
 from bridge.sink import Sink
 from bridge.source import Source
+from bridge.steer import Steering
 
 log = structlog.get_logger()
 
@@ -78,11 +79,13 @@ class Flow:
         self._clock = clock
         self._batcher = Batcher(plan.max_events, config.batch.max_bytes, config.batch.max_wait)
         self._lanes: dict[PartitionEpoch, Lane] = {}
-        self._queue_events = plan.max_events * (config.batch.in_flight + 1)
         self._queue_bytes = config.batch.max_bytes * (config.batch.in_flight + 1)
-        self._lane_events = max(_LANE_EVENTS, 2 * self._queue_events)
+        self._lane_events = max(_LANE_EVENTS, 2 * plan.max_events * (config.batch.in_flight + 1))
         self._lane_bytes = 2 * self._queue_bytes
-        self._slots = asyncio.Semaphore(config.batch.in_flight)
+        self._flying = 0
+        self._landed = asyncio.Event()
+        self._steering = Steering(plan.max_events, config.batch.in_flight, config.batch.target_p99)
+        self._steered()
         self._arrived = asyncio.Event()
         self._room = asyncio.Event()
         self._idle = asyncio.Event()
@@ -180,7 +183,7 @@ class Flow:
                 # Looks again by itself, since the breaker of the model closes without a word to us.
                 await _within(_POLL_SECONDS, self._room.wait())
                 continue
-            segments = await self._source.poll(self._plan.max_events * 2, _POLL_SECONDS)
+            segments = await self._source.poll(self._steering.events * 2, _POLL_SECONDS)
             self._health.assigned = self._source.assigned
             if waiting and self._source.assigned:
                 waiting = False
@@ -195,7 +198,8 @@ class Flow:
                 self._arrived.set()
 
     def _full(self) -> bool:
-        return self._batcher.events >= self._queue_events or self._batcher.bytes >= self._queue_bytes
+        most = self._steering.events * (self._steering.slots + 1)
+        return self._batcher.events >= most or self._batcher.bytes >= self._queue_bytes
 
     def _lane(self, epoch: PartitionEpoch) -> Lane:
         lane = self._lanes.get(epoch)
@@ -206,8 +210,12 @@ class Flow:
     async def _dispatch(self) -> None:
         async with asyncio.TaskGroup() as flights:
             while True:
-                await self._slots.acquire()
+                while self._flying >= self._steering.slots:
+                    self._landed.clear()
+                    await self._landed.wait()
                 batch = await self._next_batch()
+                self._flying += 1
+                self._steering.left(self._batcher.events > 0 or len(batch.records) >= self._steering.events)
                 for segment in batch.segments:
                     if segment.epoch in self._lanes:
                         self._lanes[segment.epoch].reserve(segment)
@@ -250,7 +258,8 @@ class Flow:
         except Abandoned:
             self._emit(unanswered(batch))
         finally:
-            self._slots.release()
+            self._flying -= 1
+            self._landed.set()
             self._telemetry.in_flight.dec()
             self._opened(-1)
 
@@ -278,12 +287,20 @@ class Flow:
     def _queued(self) -> None:
         self._telemetry.queue("intake").set(self._batcher.events)
 
-    def _settled(self, segment: Segment) -> None:
+    def _settled(self, segment: Segment, acknowledged: bool) -> None:
         lane = self._lanes.get(segment.epoch)
         if lane is not None:
             lane.settle(segment)
+        now = asyncio.get_running_loop().time()
+        if acknowledged and self._steering.settled(len(segment.records), segment.since, now):
+            self._steered()
         self._room.set()
         self._opened(-1)
+
+    def _steered(self) -> None:
+        self._batcher.max_events = self._steering.events
+        self._telemetry.batch_limit.set(self._steering.events)
+        self._landed.set()  # perhaps one more may be under way
 
     def _opened(self, change: int) -> None:
         self._open += change

@@ -45,12 +45,14 @@ class Segment:
         start: position of the first record in `epoch`.
         records: the records; record i has position `start + i`.
         size: bytes of their values.
+        since: when they were taken in, in seconds of the event loop's clock.
     """
 
     epoch: PartitionEpoch
     start: int
     records: Sequence[Record]
     size: int = 0
+    since: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

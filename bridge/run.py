@@ -33,7 +33,10 @@ from bridge.tensors import ModelSpec
 log = structlog.get_logger()
 T = TypeVar("T")
 
-_COLLECT_EVERY = 50_000  # objects more than before
+_SUPERVISED_REPEAT = 2.0
+"""A service manager signals the supervisor and the workers at once, and the supervisor tells the workers again."""
+
+_COLLECT_EVERY = 20_000  # objects more than before
 
 
 def model_server(config: Pipeline) -> ModelServer:
@@ -47,14 +50,14 @@ async def run(config: Pipeline, on_ready: Callable[[], None], on_observe: Callab
     Args:
         config: the configuration.
         on_ready: called once, when partitions are assigned and the model answers.
-        on_observe: told the host:port of health and metrics, where there are any.
+        on_observe: of a supervisor; told the host:port of health and metrics, where there are any.
 
     Raises:
         ConfigError: the configuration does not fit the live model or topics.
         PipelineStopped: something that cannot heal by itself.
     """
     stop = asyncio.Event()
-    on_signals(stop)
+    on_signals(stop, _SUPERVISED_REPEAT if on_observe else 0.0)
     _calm_the_collector()
     telemetry = Telemetry(config.name, importlib.metadata.version("headrace"))
     health = Health()
@@ -191,14 +194,23 @@ async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None
         await asyncio.gather(working, stopping, return_exceptions=True)
 
 
-def on_signals(stop: asyncio.Event) -> None:
-    """Have SIGTERM and SIGINT set `stop`, and a second of them end the process at once."""
+def on_signals(stop: asyncio.Event, repeat: float = 0.0) -> None:
+    """Have SIGTERM and SIGINT set `stop`, and a second of them end the process at once.
+
+    Args:
+        stop: is set.
+        repeat: seconds within which another signal is taken for the same one, sent twice.
+    """
     loop = asyncio.get_running_loop()
+    first = float("inf")
 
     def signalled() -> None:
-        if stop.is_set():
+        nonlocal first
+        if not stop.is_set():
+            first = loop.time()
+            stop.set()
+        elif loop.time() >= first + repeat:
             os._exit(1)  # the second signal: whoever sends it does not want to wait for the drain
-        stop.set()
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, signalled)

@@ -9,12 +9,14 @@ heal, stops them all, since the others would meet the same. The supervisor never
 
 import asyncio
 import contextlib
+import http.client
 import random
 import signal
 import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import structlog
@@ -30,9 +32,16 @@ from headrace.rig.process import die_with_parent
 
 log = structlog.get_logger()
 
-_ENDING = 30.0  # seconds beyond drain_timeout that a worker is given to end
+_LOOPBACK = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # whatever the environment says of proxies
+
+CRASHED = 70
+"""Exit code of a worker that ends with an error nobody has foreseen."""
+
+_SENTENCES = (1, 2)  # exit codes of a worker that has said why it stops
+_ENDING = 45.0  # seconds beyond drain_timeout that a worker is given to end: commit, leave, close
 _STEADY = 60.0  # seconds of running after which a death is no longer one in a series
-_ANSWER = 3.0
+_ANSWER = 1.0
+_SILENT = (504, "does not answer")
 
 
 class _Stopped(Exception):
@@ -58,7 +67,8 @@ class Worker:
         self, number: int, path: Path, drain: float, changed: Callable[[], None], died: Callable[[], None]
     ) -> None:
         self.number = number
-        self._command = [sys.executable, "-m", "headrace", "run", str(path), "--worker", str(number)]
+        # -P: nothing in the folder we were started in may get in the way of our modules.
+        self._command = [sys.executable, "-P", "-m", "headrace", "run", str(path), "--worker", str(number)]
         self._limit = drain + _ENDING
         self._changed = changed
         self._died = died
@@ -67,6 +77,8 @@ class Worker:
         """host:port of its endpoints; None while it is not running."""
         self.ready = False
         """It has partitions, or none for now, and the model answers."""
+        self.drained = True
+        """Its last end was an orderly one."""
 
     async def keep(self) -> None:
         """Keep it running; a cancellation lets it drain.
@@ -78,28 +90,33 @@ class Worker:
         backoff = Backoff(0.5, 30.0, random.Random())
         while True:
             started = loop.time()
-            code = await self._run()
-            if code > 0:
+            try:
+                code = await self._run()
+            except OSError as error:  # no memory or no processes left, perhaps because of what has killed it
+                log.error("worker_not_started", worker=self.number, error=str(error))  # noqa: TRY400
+                code = CRASHED
+            if code in _SENTENCES:
                 raise _Stopped(code)
             if loop.time() - started > _STEADY:
                 backoff.reset()
             pause = backoff.next()
-            how = signal.Signals(-code).name if code else "it was told to"
+            how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
             log.error("worker_died", worker=self.number, how=how, started_again_after=round(pause, 1))
             self._died()
             await asyncio.sleep(pause)
 
     def get(self, path: str) -> tuple[int, str] | None:
-        """Status and text of one of its endpoints; None when it does not answer."""
+        """Status and text of one of its endpoints; None when it is not running, 504 when it is silent."""
         if self.address is None:
             return None
         try:
-            with urllib.request.urlopen(f"http://{self.address}{path}", timeout=_ANSWER) as answer:
+            with _LOOPBACK.open(f"http://{self.address}{path}", timeout=_ANSWER) as answer:
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()
-        except OSError:
-            return None
+        except (OSError, http.client.HTTPException) as error:
+            silent = isinstance(error, TimeoutError) or isinstance(getattr(error, "reason", None), TimeoutError)
+            return _SILENT if silent else None
 
     async def _run(self) -> int:
         process = self._process = await asyncio.create_subprocess_exec(
@@ -126,10 +143,12 @@ class Worker:
             process.terminate()
         try:
             async with asyncio.timeout(self._limit):
-                await process.wait()
+                self.drained = await process.wait() == 0
         except TimeoutError:
             log.error("worker_killed", worker=self.number, because=f"it did not end within {self._limit:.0f} s")  # noqa: TRY400
-            process.kill()
+            self.drained = False
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
             await process.wait()
 
     def _said(self, line: str) -> None:
@@ -142,6 +161,12 @@ class Worker:
 
     def __repr__(self) -> str:
         return f"<Worker {self.number} {self.address} {'ready' if self.ready else 'not ready'}>"
+
+
+def _ask(workers: Sequence[Worker], path: str) -> Iterator[tuple[Worker, tuple[int, str] | None]]:
+    """Every worker's answer, all asked at the same time: probes have little patience."""
+    with ThreadPoolExecutor(len(workers)) as pool:
+        yield from zip(workers, pool.map(lambda worker: worker.get(path), workers), strict=True)
 
 
 class _Health:
@@ -160,8 +185,7 @@ class _Health:
 
     def _all(self, path: str, good: str, missing_is_good: bool) -> tuple[bool, str]:
         problems = []
-        for worker in self._workers:
-            answer = worker.get(path)
+        for worker, answer in _ask(self._workers, path):
             if answer is None:
                 if not missing_is_good:
                     problems.append(f"worker {worker.number}: starting")
@@ -179,9 +203,8 @@ class _Metrics:
     def collect(self) -> Iterator[Metric]:
         """For the registry."""
         merged: dict[str, Metric] = {}
-        for worker in self._workers:
-            answer = worker.get("/metrics")
-            for family in text_string_to_metric_families(answer[1]) if answer else ():
+        for worker, answer in _ask(self._workers, "/metrics"):
+            for family in text_string_to_metric_families(answer[1]) if answer and answer[0] == 200 else ():
                 metric = merged.setdefault(family.name, Metric(family.name, family.documentation, family.type))
                 metric.samples += (
                     sample._replace(labels={**sample.labels, "worker": str(worker.number)}) for sample in family.samples
@@ -199,7 +222,7 @@ async def supervise(path: Path, config: Pipeline, count: int, on_ready: Callable
         on_ready: called once, when all of them are ready.
 
     Returns:
-        0, or the exit code of a worker that stopped by itself.
+        0 when all have drained; else the exit code of a worker that stopped by itself, or 1.
     """
     stop = asyncio.Event()
     on_signals(stop)
@@ -228,7 +251,8 @@ async def supervise(path: Path, config: Pipeline, count: int, on_ready: Callable
             log.info("draining")
         for task in (telling, stopping, *keeping):
             task.cancel()
-        return _code(await asyncio.gather(*keeping, return_exceptions=True))
+        code = _code(await asyncio.gather(*keeping, return_exceptions=True))
+        return code if all(worker.drained for worker in workers) else max(code, 1)
     finally:
         if observe:
             observe.close()

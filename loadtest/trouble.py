@@ -126,6 +126,7 @@ def outage(servers: Servers, seconds: float, console: Console, rate: int = 4_000
         time.sleep(15)
         before = metrics(process)
         memory = [process_memory(process)]
+        assert servers.triton is not None, "it runs here"
         _kill(servers.triton)
         begun = time.monotonic()
         while time.monotonic() - begun < seconds:
@@ -202,7 +203,7 @@ def main() -> None:
         home = Path(folder)
         make_models(home / "models", [Workload(model="picky")])
         with KafkaCluster() as kafka, TritonRig(home / "models") as triton:
-            servers = Servers(kafka, triton, home)
+            servers = Servers(kafka, triton.address, triton, home)
             for part in arguments.parts:
                 console.print(f"{part} …")
                 if part == "poison":

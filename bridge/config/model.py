@@ -213,6 +213,18 @@ class Batch(Section):
     load."""
     in_flight: int = Field(default=4, ge=1, le=256)
     """Calls to the model at once."""
+    target_p99: Duration | None = None
+    """Time from intake to acknowledged result that 99 % of the events should not exceed: batches, and calls at once,
+    are then only as many as that allows, up to max_events and in_flight. How long events lay in their topic is not
+    counted. Under exactly_once it must be at least twice commit_interval, for which results wait."""
+
+    @model_validator(mode="after")
+    def _sensible(self) -> Self:
+        if self.target_p99 is not None and self.target_p99 <= 0:
+            raise ValueError("target_p99 must be longer than 0")
+        if self.target_p99 is not None and self.max_wait >= self.target_p99:
+            raise ValueError("max_wait must be shorter than target_p99")
+        return self
 
 
 class Alert(Section):
@@ -319,6 +331,12 @@ class Pipeline(Section):
             raise ValueError("commit_interval must be longer than 0")
         if self.delivery == "exactly_once" and self.commit_interval > 10:
             raise ValueError("commit_interval must be at most 10s under exactly_once: transactions would time out")
+        target = self.batch.target_p99
+        if target is not None and self.delivery == "exactly_once" and target < 2 * self.commit_interval:
+            raise ValueError(
+                f"batch.target_p99 ({target:g} s) must be at least twice commit_interval ({self.commit_interval:g} s) "
+                "under exactly_once: results wait so long for the end of their transaction"
+            )
         if not 0 < self.drain_timeout <= 45:
             raise ValueError("drain_timeout must be longer than 0 and at most 45s")
         if self.result.alert and self.model.outputs:

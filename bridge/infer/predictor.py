@@ -189,7 +189,8 @@ class Predictor:
                 try:
                     prediction = await self._call(chunks, len(rows))
                 except InferenceError as error:
-                    failed = error
+                    # Without its traceback, which would hold this frame, and with it the batch, in a cycle.
+                    failed = error.with_traceback(None)
                 else:
                     await self._follow(prediction.version)
                     return Part(rows, prediction, attempts)

@@ -82,6 +82,7 @@ class Telemetry:
         self._known: dict[tuple[Any, ...], Any] = {}  # children by family and labels: finding one anew takes 3 us
         self._records = self._counter("records", "Events, by stage and what became of them there.", "stage", "outcome")
         self.batch_records = self._histogram("batch_records", "Events in a batch.", _COUNTS)
+        self.batch_limit = self._gauge("batch_limit_records", "Most events of a batch, as batch.target_p99 allows now.")
         self.batch_wait = self._histogram("batch_wait_seconds", "Age of a batch's oldest event in the queue.", _LATENCY)
         self._inference = Histogram(
             "headrace_inference_seconds",

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from bridge.config import load
 from bridge.errors import HeadraceError
 from headrace.cli.output import JsonOption, print_json, print_table
 
@@ -28,32 +29,48 @@ def bench(
     peer: Annotated[
         list[str] | None, typer.Option("--peer", help="Measure this peer too, or `all`; may be given several times.")
     ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="Measure this pipeline, with its model server and events, on a Kafka started here."),
+    ] = None,
+    sample: Annotated[
+        Path | None, typer.Option(help="With --config: events to repeat, one in each line; else the topic's last ones.")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Write the figures there as JSON, and beside it a page with plots (.html).")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure throughput, CPU and latency against a real Kafka and a real Triton, both started here.
+    """Measure throughput, CPU and latency on a real Kafka and a real Triton started here, or on a pipeline of yours.
 
     Scenarios: backlog, rates, delivery, batch, size, features, partitions, workers, model, poison; or `all`.
     Figures are medians over the rounds with the least and the most. They differ from machine to machine: compare the
     ratios.
     """
     try:
+        from loadtest.bench.own import OwnEvents
         from loadtest.bench.run import run
-        from loadtest.bench.scenarios import SCENARIOS
+        from loadtest.bench.scenarios import OWN, SCENARIOS
         from loadtest.bench.subjects import Peer, peers
     except ImportError as error:
         raise HeadraceError(
             f"the benchmark needs {error.name}: pip install 'headrace[loadtest,local,serving]' brings it"
         ) from None
 
-    names = _chosen("scenario", scenario or ["backlog"], list(SCENARIOS))
+    names = _chosen("scenario", scenario or ["backlog"], list(OWN if config else SCENARIOS))
+    own = None
+    if config:
+        pipeline = load(config)
+        own = (pipeline, OwnEvents.of(pipeline, sample))
+    elif sample:
+        raise typer.BadParameter("it needs --config, which says what the events mean", param_hint="--sample")
     known: dict[str, Peer] = peers()
     chosen = [known[name] for name in _chosen("peer", peer or [], list(known))]
-    missing = [found.name for found in chosen if not found.python.exists()]
+    missing = [found.name for found in chosen if not found.installed]
     if missing:
         raise HeadraceError(f"the peers {', '.join(missing)} are not installed; make peers installs them")
+    if out and (out.suffix == ".html" or not out.parent.is_dir()):
+        raise typer.BadParameter(f"{out} is no JSON file in a folder that exists", param_hint="--out")
     console = Console(stderr=True)
     bar = Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console
@@ -65,26 +82,25 @@ def bench(
         def told(what: str, done: int, total: int) -> None:
             progress.update(task, description=what, completed=done, total=total)
 
-        results = run(names, events, rounds, seconds, chosen, told)
+        results = run(names, events, rounds, seconds, told, chosen, own)
     _show(results, as_json, out, f"headrace bench, {started}: {events:,} events, {rounds} rounds")
 
 
 def _show(results: Any, as_json: bool, out: Path | None, title: str) -> None:
     from loadtest.bench import report
 
-    if out:
-        page = out.with_suffix(".html")
-        try:
-            out.write_text(json.dumps(report.as_json(results), indent=1) + "\n")
-            page.write_text(report.page(results, title))
-        except OSError as error:
-            raise HeadraceError(f"--out {out}: cannot be written: {error.strerror}") from None
     if as_json:
         print_json(report.as_json(results))
     else:
         for name, rows in results.items():
             titles, body = report.table(rows)
             print_table(f"{name}: median (least to most)", titles, body)
+    if out:
+        try:
+            out.write_text(json.dumps(report.as_json(results), indent=1) + "\n")
+            out.with_suffix(".html").write_text(report.page(results, title))
+        except OSError as error:
+            raise HeadraceError(f"--out {out}: cannot be written: {error.strerror}") from None
     failures = [f"{name}: {row.label}: {row.failure}" for name, rows in results.items() for row in rows if row.failure]
     if failures:
         raise HeadraceError("\n".join(failures))

@@ -58,7 +58,17 @@ def run(
 
         from bridge.run import run as run_pipeline
 
-        runner.run(run_pipeline(pipeline, ready, _tell_supervisor if worker is not None else None))
+        try:
+            runner.run(run_pipeline(pipeline, ready, _tell_supervisor if worker is not None else None))
+        except HeadraceError:
+            raise
+        except Exception:
+            if worker is None:
+                raise
+            from headrace.workers import CRASHED
+
+            structlog.get_logger().exception("crashed")
+            raise typer.Exit(CRASHED) from None
 
 
 def _tell_supervisor(address: str) -> None:

@@ -11,25 +11,31 @@ from pathlib import Path
 
 import numpy as np
 import psutil
-from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, TopicPartition
+from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from bridge.config.model import Kafka, Model
+from bridge.errors import HeadraceError
 from bridge.infer.triton import TritonServer
 from headrace.rig.kafka import KafkaCluster
 from headrace.rig.process import ServerProcess
 from headrace.rig.topics import create_topics
 from headrace.rig.triton import TritonRig
 from loadtest.bench.subjects import Job, Subject
-from loadtest.bench.workload import Workload, feed, write_backlog
+from loadtest.bench.workload import Events, Workload, feed, write_backlog
 
 _READY = re.compile(r"^ready\b", re.MULTILINE)
 _STANDSTILL = 60.0
+_NO_LEADER_YET = (
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.UNKNOWN_TOPIC_OR_PART,
+)
 _WARM = 0.1  # share of a backlog that is not measured: assignment, first fetches, a virtual machine that warms up
 _LEAD = 2.0  # seconds of a fixed rate that are not measured
 
 
-class BenchFailed(Exception):
+class BenchFailed(HeadraceError):
     """A subject did not do its job; one sentence."""
 
 
@@ -51,23 +57,25 @@ class Figures:
 
 
 class Servers:
-    """A Kafka and a Triton for all measurements of a run.
+    """A Kafka and a model server for all measurements of a run.
 
     Args:
         kafka: the brokers.
-        triton: the model server.
+        model: host:port of the model server.
+        triton: the same, where it runs here and its CPU is to be measured.
         home: a folder for files that go away afterwards.
     """
 
-    def __init__(self, kafka: KafkaCluster, triton: TritonRig, home: Path) -> None:
+    def __init__(self, kafka: KafkaCluster, model: str, triton: TritonRig | None, home: Path) -> None:
         self.kafka = kafka
+        self.model = model
         self.triton = triton
         self._home = home
         self._filled: set[str] = set()
         self._admin = AdminClient({"bootstrap.servers": kafka.bootstrap_servers})
         self._number = 0
 
-    def fill(self, workload: Workload, events: int) -> str:
+    def fill(self, workload: Events, events: int) -> str:
         """A topic with so many events of this kind, made when it is first asked for."""
         topic = workload.topic(events)
         if topic not in self._filled:
@@ -76,7 +84,7 @@ class Servers:
             self._filled.add(topic)
         return topic
 
-    def drain(self, subject: Subject, workload: Workload, events: int) -> Figures:
+    def drain(self, subject: Subject, workload: Events, events: int) -> Figures:
         """Have the subject work off a backlog.
 
         Raises:
@@ -86,7 +94,7 @@ class Servers:
         with self.running(subject, workload, source) as (process, target):
             return self.watch(process, self.counter(subject, workload, source, target), events)
 
-    def hold(self, subject: Subject, workload: Workload, rate: float, seconds: float) -> Figures:
+    def hold(self, subject: Subject, workload: Events, rate: float, seconds: float) -> Figures:
         """Have the subject keep up with a fixed rate.
 
         Raises:
@@ -97,14 +105,20 @@ class Servers:
         self.create({source: workload.partitions})
         with self.running(subject, workload, source) as (process, target):
             fed: list[tuple[float, int]] = []
-            feeding = threading.Thread(
-                target=lambda: fed.append(feed(self.kafka.bootstrap_servers, source, workload, rate, seconds + _LEAD))
-            )
+            stop = threading.Event()
+
+            def write() -> None:
+                fed.append(feed(self.kafka.bootstrap_servers, source, workload, rate, seconds + _LEAD, stop))
+
+            feeding = threading.Thread(target=write, daemon=True)
             before = self._cpu(process)
             begun = time.monotonic()
             feeding.start()
-            arrived = self._arrivals(process, target, workload, int(rate * (seconds + _LEAD)))
-            feeding.join()
+            try:
+                arrived = self._arrivals(process, target, workload, int(rate * (seconds + _LEAD)))
+            finally:
+                stop.set()
+                feeding.join()
             took, after = time.monotonic() - begun, self._cpu(process)
             memory = process_memory(process)
         first_due, events = fed[0]
@@ -114,16 +128,16 @@ class Servers:
 
     def call(self, workload: Workload, rows: int, seconds: float) -> Figures:
         """Ask the model alone, one call after the other, over the bridge's own client."""
-        took = asyncio.run(_calls(self.triton.address, workload, rows, seconds))
+        took = asyncio.run(_calls(self.model, workload, rows, seconds))
         return Figures(rows * len(took) / sum(took), {}, latency_ms=_percentiles([1000 * second for second in took]))
 
     @contextlib.contextmanager
-    def running(self, subject: Subject, workload: Workload, source: str) -> Iterator[tuple[ServerProcess, str]]:
+    def running(self, subject: Subject, workload: Events, source: str) -> Iterator[tuple[ServerProcess, str]]:
         """The subject at work, once it says that it is ready, and the topic of its results."""
         self._number += 1
         target = f"out-{self._number}"
-        self.create({target: workload.partitions, f"{target}-dead": 1})
-        job = Job(self.kafka.bootstrap_servers, self.triton.address, workload, source, target, self._home)
+        self.create({target: workload.partitions, f"{target}-alerts": workload.partitions, f"{target}-dead": 1})
+        job = Job(self.kafka.bootstrap_servers, self.model, workload, source, target, self._home)
         with subject.start(job) as process:
             process.wait_ready(lambda: _READY.search(process.log.read_text(errors="replace")) is not None, 120)
             yield process, target
@@ -157,7 +171,7 @@ class Servers:
             self._check(process, now - moved, f"{done} of {events} events")
             time.sleep(0.02)
 
-    def counter(self, subject: Subject, workload: Workload, source: str, target: str) -> Callable[[], int]:
+    def counter(self, subject: Subject, workload: Events, source: str, target: str) -> Callable[[], int]:
         """How many events have their outcome."""
         if subject.transactional:
             places = [TopicPartition(source, number) for number in range(workload.partitions)]
@@ -172,9 +186,18 @@ class Servers:
         ends = [TopicPartition(target, number) for number in range(workload.partitions)]
         if workload.poison:
             ends.append(TopicPartition(f"{target}-dead", 0))
-        return lambda: sum(consumer.get_watermark_offsets(place, timeout=30)[1] for place in ends)
 
-    def _arrivals(self, process: ServerProcess, target: str, workload: Workload, events: int) -> dict[int, float]:
+        def written() -> int:
+            try:
+                return sum(consumer.get_watermark_offsets(place, timeout=30)[1] for place in ends)
+            except KafkaException as error:
+                if error.args[0].code() not in _NO_LEADER_YET:
+                    raise BenchFailed(f"Kafka does not tell what {subject.name} has written: {error}") from None
+                return 0  # the topic is new
+
+        return written
+
+    def _arrivals(self, process: ServerProcess, target: str, workload: Events, events: int) -> dict[int, float]:
         """Event -> when a read_committed reader first had its result, in seconds since 1970."""
         consumer = Consumer(
             {
@@ -190,8 +213,9 @@ class Servers:
         moved = time.monotonic()
         try:
             while len(arrived) < events:
-                found = consumer.consume(1_000, 0.02)
+                first = consumer.poll(0.02)  # to ask for many would wait for many
                 now = time.time()
+                found = [first, *consumer.consume(1_000, 0)] if first else []
                 for message in found:
                     if message.error() is None:
                         arrived.setdefault(int(message.key()), now)
@@ -210,7 +234,9 @@ class Servers:
 
     def _cpu(self, subject: ServerProcess) -> dict[str, float]:
         """Seconds of CPU that each has used, with its children."""
-        found = {"subject": subject, "model": self.triton.process, "kafka": self.kafka.node(1)}
+        found = {"subject": subject, "kafka": self.kafka.node(1)}
+        if self.triton:
+            found["model"] = self.triton.process
         return {name: sum(sum(p.cpu_times()[:2]) for p in _tree(process)) for name, process in found.items()}
 
 

@@ -3,17 +3,19 @@
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import cache
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
 from itertools import product
 from pathlib import Path
 
+from bridge.config import Pipeline
 from headrace.rig.kafka import KafkaCluster
 from headrace.rig.process import ServerFailed
 from headrace.rig.triton import TritonRig
 from loadtest.bench.measure import BenchFailed, Figures, Servers
+from loadtest.bench.own import OwnBridge, OwnEvents
 from loadtest.bench.scenarios import SCENARIOS, Case, Order
-from loadtest.bench.subjects import Bridge, Subject
+from loadtest.bench.subjects import Subject
 from loadtest.bench.workload import Workload, make_models
 
 Told = Callable[[str, int, int], None]
@@ -35,7 +37,13 @@ Results = dict[str, list[Row]]
 
 
 def run(
-    scenarios: Sequence[str], events: int, rounds: int, seconds: float, peers: Sequence[Subject], told: Told
+    scenarios: Sequence[str],
+    events: int,
+    rounds: int,
+    seconds: float,
+    told: Told,
+    peers: Sequence[Subject] = (),
+    own: tuple[Pipeline, OwnEvents] | None = None,
 ) -> Results:
     """Measure.
 
@@ -44,18 +52,22 @@ def run(
         events: of a full backlog.
         rounds: of every case.
         seconds: how long a fixed rate is held.
-        peers: to measure beside the bridge.
         told: of the progress.
+        peers: to measure beside the bridge.
+        own: the user's pipeline and events, in place of made-up ones.
 
     A case that fails is not tried again; the others go on.
 
     Raises:
         HeadraceError: a server cannot run here.
     """
-    told("starting Kafka and Triton", 0, 1)
-    with _servers(scenarios, peers) as servers:
-        capacity = cache(lambda: servers.drain(Bridge(), Workload(), events).events_per_second)
-        order = Order(events, seconds, capacity, peers)
+    told("starting servers", 0, 1)
+    order = Order(events, seconds, lambda: 1.0, peers)
+    if own is not None:
+        order = replace(order, workload=own[1], bridge=partial(OwnBridge, own[0]))
+    with _servers(scenarios, order, own[0].model.address if own else None) as servers:
+        capacity = cache(lambda: servers.drain(order.bridge(), order.workload, events).events_per_second)
+        order = replace(order, capacity=capacity)
         cases = {name: SCENARIOS[name](order) for name in scenarios}
         results = {name: [Row(case.label, case.beside) for case in cases[name]] for name in scenarios}
         total, done = rounds * sum(map(len, cases.values())), 0
@@ -74,12 +86,14 @@ def run(
 
 
 @contextmanager
-def _servers(scenarios: Sequence[str], peers: Sequence[Subject]) -> Iterator[Servers]:
-    with tempfile.TemporaryDirectory(prefix="headrace-bench-") as folder:
+def _servers(scenarios: Sequence[str], order: Order, model: str | None) -> Iterator[Servers]:
+    with tempfile.TemporaryDirectory(prefix="headrace-bench-") as folder, KafkaCluster() as kafka:
         home = Path(folder)
-        # Which models are needed does not depend on the order.
-        planned = Order(1, 1.0, lambda: 1.0, peers)
-        cases: list[Case] = [case for name in scenarios for case in SCENARIOS[name](planned)]
-        make_models(home / "models", [Workload(), *(case.workload for case in cases)])
-        with KafkaCluster() as kafka, TritonRig(home / "models") as triton:
-            yield Servers(kafka, triton, home)
+        if model is not None:
+            yield Servers(kafka, model, None, home)
+            return
+        cases: list[Case] = [case for name in scenarios for case in SCENARIOS[name](order)]
+        workloads = [case.workload for case in cases if isinstance(case.workload, Workload)]
+        make_models(home / "models", [Workload(), *workloads])
+        with TritonRig(home / "models") as triton:
+            yield Servers(kafka, triton.address, triton, home)

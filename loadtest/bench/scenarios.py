@@ -1,12 +1,12 @@
 """Which measurements belong together: each scenario is a list of cases, all of them run in every round."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from loadtest.bench.measure import Figures, Servers
 from loadtest.bench.subjects import Bridge, Copy, Subject
-from loadtest.bench.workload import Workload
+from loadtest.bench.workload import Events, Workload
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Case:
     """
 
     label: str
-    workload: Workload
+    workload: Events
     measure: Callable[[Servers], Figures]
     beside: str | None = None
 
@@ -35,17 +35,26 @@ class Order:
         seconds: how long a fixed rate is held.
         capacity: measures events/s of the bridge in this run, once.
         peers: to measure beside the bridge.
+        workload: what flows, where the scenario does not vary it.
+        bridge: makes the subject; takes the arguments of `Bridge`.
     """
 
     events: int
     seconds: float
     capacity: Callable[[], float]
     peers: Sequence[Subject] = ()
+    workload: Events = field(default_factory=Workload)
+    bridge: Callable[..., Subject] = Bridge
 
 
 def backlog(order: Order) -> list[Case]:
-    """A backlog of JSON events and one of raw rows, beside a plain copy and the peers."""
-    json, raw = Workload(), Workload(form="raw")
+    """A backlog of JSON events and one of raw rows, or of the user's own, beside a plain copy and the peers."""
+    if not isinstance(order.workload, Workload):
+        return [
+            _drain("copy", Copy(), order.workload, order.events),
+            _drain("headrace", order.bridge(), order.workload, order.events, "copy"),
+        ]
+    json, raw = order.workload, Workload(form="raw")
     cases = [
         _drain("copy, json", Copy(), json, order.events),
         _drain("headrace, json", Bridge(), json, order.events, "copy, json"),
@@ -58,35 +67,37 @@ def backlog(order: Order) -> list[Case]:
     ]
 
 
-_SLOW = {"faust": 20, "naive": 100, "quix": 100}
+_SLOW = {"flink": 20, "kafka_streams": 10, "naive": 100, "quix": 100}
 """Slow peers get a shorter backlog, by this divisor."""
 
 
 def rates(order: Order) -> list[Case]:
     """Latency at fixed rates, 10 events/s and 10, 50 and 90 % of the capacity found first, beside a bare call."""
     capacity = order.capacity()
-    cases = [
-        Case(f"a bare call with {rows} rows", Workload(), partial(_call, rows=rows, seconds=order.seconds))
-        for rows in (1, 256)
-    ]
-    cases.append(_hold("10 events/s", 10, order, "a bare call with 1 rows"))
+    cases: list[Case] = []
+    bare: dict[int, str] = {}
+    if isinstance(order.workload, Workload):
+        bare = {1: "a bare call with 1 row", 256: "a bare call with 256 rows"}
+        call = partial(_call, workload=order.workload, seconds=order.seconds)
+        cases += (Case(label, order.workload, partial(call, rows=rows)) for rows, label in bare.items())
+    cases.append(_hold("10 events/s", 10, order, bare.get(1)))
     for share in (0.1, 0.5, 0.9):
         label = f"{share:.0%} of capacity: {capacity * share:,.0f} events/s"
-        cases.append(_hold(label, capacity * share, order, "a bare call with 256 rows"))
+        cases.append(_hold(label, capacity * share, order, bare.get(256)))
     return cases
 
 
 def delivery(order: Order) -> list[Case]:
     """exactly_once beside at_least_once: a backlog, and latency at 2,000 events/s."""
-    once = Bridge("exactly_once", {"delivery": "exactly_once"})
-    steady = partial(Servers.hold, workload=Workload(), rate=2_000.0, seconds=order.seconds)
+    low, high = modes = ("at_least_once", "exactly_once")
+    bridges = {mode: order.bridge(mode, {"delivery": mode}) for mode in modes}
+    steady = partial(Servers.hold, workload=order.workload, rate=2_000.0, seconds=order.seconds)
+    held = {mode: f"{mode}, 2,000 events/s" for mode in modes}
     return [
-        _drain("at_least_once", Bridge(), Workload(), order.events),
-        _drain("exactly_once", once, Workload(), order.events, "at_least_once"),
-        Case("at_least_once, 2,000 events/s", Workload(), partial(steady, subject=Bridge())),
-        Case(
-            "exactly_once, 2,000 events/s", Workload(), partial(steady, subject=once), "at_least_once, 2,000 events/s"
-        ),
+        _drain(low, bridges[low], order.workload, order.events),
+        _drain(high, bridges[high], order.workload, order.events, low),
+        Case(held[low], order.workload, partial(steady, subject=bridges[low])),
+        Case(held[high], order.workload, partial(steady, subject=bridges[high]), held[low]),
     ]
 
 
@@ -96,8 +107,8 @@ def batch(order: Order) -> list[Case]:
     return [
         _drain(
             f"batch of {size}",
-            Bridge(sections={"batch": {"max_events": size}}),
-            Workload(),
+            order.bridge(sections={"batch": {"max_events": size}}),
+            order.workload,
             order.events // (20 if size == 1 else 1),
         )
         for size in sizes
@@ -122,10 +133,10 @@ def partitions(order: Order) -> list[Case]:
 def workers(order: Order) -> list[Case]:
     """Processes of one pipeline."""
     more = [
-        _drain(f"{n} workers", Bridge(options=("--workers", str(n))), Workload(), order.events, "1 worker")
+        _drain(f"{n} workers", order.bridge(options=("--workers", str(n))), order.workload, order.events, "1 worker")
         for n in (2, 4)
     ]
-    return [_drain("1 worker", Bridge(), Workload(), order.events), *more]
+    return [_drain("1 worker", order.bridge(), order.workload, order.events), *more]
 
 
 def model(order: Order) -> list[Case]:
@@ -155,20 +166,22 @@ SCENARIOS: dict[str, Callable[[Order], list[Case]]] = {
     scenario.__name__: scenario
     for scenario in (backlog, rates, delivery, batch, size, features, partitions, workers, model, poison)
 }
+OWN = ("backlog", "rates", "delivery", "batch", "workers")
+"""Those that can be measured with a user's own events."""
 
 
-def _drain(label: str, subject: Subject, workload: Workload, events: int, beside: str | None = None) -> Case:
+def _drain(label: str, subject: Subject, workload: Events, events: int, beside: str | None = None) -> Case:
     measure = partial(Servers.drain, subject=subject, workload=workload, events=events)
     return Case(label, workload, measure, beside)
 
 
-def _hold(label: str, rate: float, order: Order, beside: str) -> Case:
-    measure = partial(Servers.hold, subject=Bridge(), workload=Workload(), rate=rate, seconds=order.seconds)
-    return Case(label, Workload(), measure, beside)
+def _hold(label: str, rate: float, order: Order, beside: str | None) -> Case:
+    measure = partial(Servers.hold, subject=order.bridge(), workload=order.workload, rate=rate, seconds=order.seconds)
+    return Case(label, order.workload, measure, beside)
 
 
-def _call(servers: Servers, rows: int, seconds: float) -> Figures:
-    return servers.call(Workload(), rows, seconds)
+def _call(servers: Servers, workload: Workload, rows: int, seconds: float) -> Figures:
+    return servers.call(workload, rows, seconds)
 
 
 def _beside_copy(text: str, name: str, values: Sequence[int], order: Order, full: int) -> list[Case]:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import yaml
 
 from headrace.rig.process import ServerProcess
-from loadtest.bench.workload import Workload
+from loadtest.bench.workload import Events, Workload
 
 ROOT = Path(__file__).parents[2]
 PEERS = ROOT / "loadtest" / "peers"
@@ -32,7 +32,7 @@ class Job:
 
     bootstrap: str
     model: str
-    workload: Workload
+    workload: Events
     source: str
     target: str
     home: Path
@@ -79,12 +79,11 @@ class Bridge:
         """See `Subject`."""
         path = job.home / f"{job.target}.yaml"
         path.write_text(yaml.safe_dump(self.config(job)))
-        command = [sys.executable, "-m", "headrace", "run", str(path), *self.options]
-        return _process(self.name, command, job)
+        return start_process(self.name, ["-m", "headrace", "run", str(path), *self.options], job)
 
     def config(self, job: Job) -> dict[str, Any]:
         """Its configuration for this job."""
-        workload = job.workload
+        workload = _synthetic(job)
         config: dict[str, Any] = {
             "name": job.target,
             "kafka": {"bootstrap_servers": job.bootstrap},
@@ -97,9 +96,7 @@ class Bridge:
         }
         if workload.form == "json":
             config["model"]["inputs"] = {"features": [f"f{n}" for n in range(workload.features)]}
-        for key, section in self.sections.items():
-            config[key] = {**config.get(key, {}), **section} if isinstance(section, Mapping) else section
-        return config
+        return merged(config, self.sections)
 
 
 @dataclass(frozen=True)
@@ -112,36 +109,78 @@ class Copy:
     def start(self, job: Job) -> ServerProcess:
         """See `Subject`."""
         arguments = [job.bootstrap, job.source, job.target, job.target]
-        return _process(self.name, [sys.executable, "-m", "loadtest.bench.copy_topic", *arguments], job)
+        return start_process(self.name, ["-m", "loadtest.bench.copy_topic", *arguments], job)
 
 
 @dataclass(frozen=True)
 class Peer:
     """One of `loadtest/peers`, in an environment of its own that `make peers` has made.
 
-    Its main.py is given the brokers, the two topics, the model's address and name, and the number of features.
+    It is given the brokers, the two topics, the model's address, name, number of features and folder.
+
+    Attributes:
+        name: in reports.
+        folder: of its program, below `loadtest/peers`.
+        options: more arguments.
     """
 
     name: str
+    folder: str
+    options: tuple[str, ...] = ()
     transactional: bool = False
 
     @property
-    def python(self) -> Path:
-        """The interpreter of its environment."""
-        return ENVIRONMENTS / self.name / "bin" / "python"
+    def program(self) -> list[str]:
+        """How its program begins; the first word, or the folder of its jars, is there once it is installed."""
+        home = ENVIRONMENTS / self.folder
+        if (PEERS / self.folder / "pom.xml").exists():
+            return ["java", *_JAVA, "-cp", f"{home}/*:{home}/lib/*", "Main"]
+        return [str(home / "bin" / "python"), str(PEERS / self.folder / "main.py")]
+
+    @property
+    def installed(self) -> bool:
+        """Whether it can be started."""
+        home = ENVIRONMENTS / self.folder
+        return (home / "bin" / "python").exists() or (home / "lib").exists()
 
     def start(self, job: Job) -> ServerProcess:
         """See `Subject`."""
-        workload = job.workload
+        workload = _synthetic(job)
+        folder = job.home / "models" / workload.model_name / "1" / "model.savedmodel"
         arguments = [job.bootstrap, job.source, job.target, job.model, workload.model_name, str(workload.features)]
-        return _process(self.name, [str(self.python), str(PEERS / self.name / "main.py"), *arguments], job)
+        return _process(self.name, [*self.program, *arguments, str(folder), *self.options], job, os.environ)
+
+
+_JAVA = ("-Xmx2g", *(f"--add-opens=java.base/java.{name}=ALL-UNNAMED" for name in ("util", "lang", "time")))
+_VARIANTS = {"flink": {"flink": ("1",), "flink_batched": ("256",)}}
 
 
 def peers() -> dict[str, Peer]:
     """All peers by name, installed or not."""
-    return {path.parent.name: Peer(path.parent.name) for path in sorted(PEERS.glob("*/main.py"))}
+    folders = sorted(path.parent.name for name in ("main.py", "pom.xml") for path in PEERS.glob(f"*/{name}"))
+    variants = ((folder, _VARIANTS.get(folder, {folder: ()})) for folder in folders)
+    return {name: Peer(name, folder, options) for folder, found in variants for name, options in found.items()}
 
 
-def _process(name: str, command: list[str], job: Job) -> ServerProcess:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
-    return ServerProcess(name, command, job.home / f"{job.target}.log", environment)
+def merged(config: Mapping[str, Any], sections: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration with what `sections` says laid over it."""
+    over = dict(config)
+    for key, section in sections.items():
+        over[key] = {**over.get(key, {}), **section} if isinstance(section, Mapping) else section
+    return over
+
+
+def start_process(
+    name: str, arguments: list[str], job: Job, environment: Mapping[str, str] = os.environ
+) -> ServerProcess:
+    """A Python program of this environment at work on a job."""
+    return _process(name, [sys.executable, *arguments], job, {**environment, "PYTHONPATH": str(ROOT)})
+
+
+def _process(name: str, command: list[str], job: Job, environment: Mapping[str, str]) -> ServerProcess:
+    return ServerProcess(name, command, job.home / f"{job.target}.log", {**environment, "PYTHONUNBUFFERED": "1"})
+
+
+def _synthetic(job: Job) -> Workload:
+    assert isinstance(job.workload, Workload), "its fields and its model are known"
+    return job.workload

@@ -5,10 +5,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import orjson
@@ -16,13 +16,40 @@ from confluent_kafka import Producer
 
 _DISTINCT = 2_000
 _BATCH = 10_000
+_BUSY = 1_000.0  # events/s from which they are sent together, as anybody would
 POISON = 1e9
 """The value of the first feature that a picky model refuses."""
 
 
+class Events(Protocol):
+    """What may flow; event n has the key n, and is in partition n modulo `partitions`."""
+
+    @property
+    def partitions(self) -> int:
+        """Of the topic."""
+        ...
+
+    @property
+    def poison(self) -> float:
+        """Share of events that the model refuses."""
+        ...
+
+    def topic(self, events: int) -> str:
+        """A name for a topic with so many of these events."""
+        ...
+
+    def values(self) -> list[bytes]:
+        """Events to repeat."""
+        ...
+
+    def poisoned(self, number: int) -> bool:
+        """Whether event `number` is one that the model refuses."""
+        ...
+
+
 @dataclass(frozen=True)
 class Workload:
-    """Events of one kind; event n has the key n, and is in partition n modulo `partitions`.
+    """Made-up `Events`.
 
     Attributes:
         form: JSON objects with fields f0, f1, …; or raw rows of little-endian floats.
@@ -46,12 +73,12 @@ class Workload:
         return f"{self.model}-{self.features}"
 
     def topic(self, events: int) -> str:
-        """A name for a topic with so many of these events."""
+        """See `Events`."""
         parts = (self.form, self.features, self.padding, self.partitions, self.poison, events)
         return "events-" + "-".join(map(str, parts))
 
     def values(self) -> list[bytes]:
-        """Events to repeat: 2,000, or fewer where they are large."""
+        """See `Events`: 2,000, or fewer where they are large."""
         rows = np.random.default_rng(7).normal(0, 1, (max(50, min(_DISTINCT, 200_000 // self.features)), self.features))
         if self.form == "raw":
             return [row.astype("<f4").tobytes() for row in rows]
@@ -59,7 +86,7 @@ class Workload:
         return [orjson.dumps({f"f{n}": value for n, value in enumerate(row)} | text) for row in rows.tolist()]
 
     def poisoned(self, number: int) -> bool:
-        """Whether event `number` is one that the model refuses; spread evenly."""
+        """See `Events`; spread evenly."""
         return int((number + 1) * self.poison) > int(number * self.poison)
 
 
@@ -68,14 +95,15 @@ def spoil(event: bytes) -> bytes:
     return orjson.dumps(orjson.loads(event) | {"f0": POISON})
 
 
-def write_backlog(bootstrap: str, topic: str, workload: Workload, events: int) -> None:
+def write_backlog(bootstrap: str, topic: str, workload: Events, events: int) -> None:
     """Fill a topic that exists."""
     producer = _producer(bootstrap, linger_ms=20)
     stamp = int(time.time() * 1000)
-    for number, value in _events(workload, 0, events):
+    value_of = _values(workload)
+    for number in range(events):
         while True:
             try:
-                producer.produce(topic, value, str(number), number % workload.partitions, timestamp=stamp)
+                producer.produce(topic, value_of(number), str(number), number % workload.partitions, timestamp=stamp)
                 break
             except BufferError:
                 producer.poll(0.1)
@@ -85,23 +113,24 @@ def write_backlog(bootstrap: str, topic: str, workload: Workload, events: int) -
 
 
 def feed(
-    bootstrap: str, topic: str, workload: Workload, rate: float, seconds: float, stop: threading.Event | None = None
+    bootstrap: str, topic: str, workload: Events, rate: float, seconds: float, stop: threading.Event | None = None
 ) -> tuple[float, int]:
     """Write at a fixed rate, whether anybody keeps up or not, for so many seconds or until `stop` is set.
 
     Returns:
         When the first event was due, in seconds since 1970, and how many were written: event n was due n / rate later.
     """
-    producer = _producer(bootstrap, linger_ms=1)
+    producer = _producer(bootstrap, linger_ms=1 if rate < _BUSY else 5)
+    value_of = _values(workload)
     begun, written, events = time.time(), 0, int(rate * seconds)
     while written < events and not (stop and stop.is_set()):
         due = min(events, int((time.time() - begun) * rate) + 1)
-        for number, value in _events(workload, written, due):
+        for number in range(written, due):
             stamp = int((begun + number / rate) * 1000)
-            producer.produce(topic, value, str(number), number % workload.partitions, timestamp=stamp)
+            producer.produce(topic, value_of(number), str(number), number % workload.partitions, timestamp=stamp)
         written = due
         producer.poll(0)
-        time.sleep(0.001)
+        time.sleep(0.002)
     _flush(producer)
     return begun, written
 
@@ -125,11 +154,13 @@ def _flush(producer: Producer) -> None:
         raise SystemExit(f"Kafka has not taken {left} events within 120 s")
 
 
-def _events(workload: Workload, first: int, stop: int) -> Iterator[tuple[int, bytes]]:
+def _values(workload: Events) -> Callable[[int], bytes]:
+    """Event n's value, for any n."""
     values = workload.values()
-    spoilt = spoil(values[0]) if workload.poison else b""
-    for number in range(first, stop):
-        yield number, spoilt if workload.poisoned(number) else values[number % len(values)]
+    if not workload.poison:
+        return lambda number: values[number % len(values)]
+    spoilt = spoil(values[0])
+    return lambda number: spoilt if workload.poisoned(number) else values[number % len(values)]
 
 
 _MAKE_MODELS = """

@@ -32,8 +32,11 @@ def test_workers_share_the_partitions_and_end_together(broker: Broker, triton: T
         until(lambda: broker.count(topics["results"]) == 3000)
         pids = list(workers(bridge).values())
         assert len(pids) == 2
+        for pid in pids:  # a service manager signals all of them at once, and then the supervisor tells the workers
+            os.kill(pid, signal.SIGTERM)
         assert bridge.terminate() == 0
         assert gone(pids)
+    assert [line["event"] for line in bridge.logs()].count("drained") == 2
     assert_complete(broker, topics, 3000)
     assert broker.committed(bridge.config["name"], topics["events"]) == {0: 1000, 1: 1000, 2: 1000}
 
@@ -48,6 +51,10 @@ def test_a_worker_that_is_killed_is_started_again(broker: Broker, triton: Triton
         assert workers(bridge)[2] == before[2]
         assert bridge.metric("headrace_worker_restarts_total") == 1
         until(lambda: bridge.get("/health/ready")[0] == 200)
+        os.kill(before[2], signal.SIGSTOP)
+        until(lambda: bridge.get("/health/live") == (503, "worker 2: does not answer\n"))
+        os.kill(before[2], signal.SIGCONT)
+        until(lambda: bridge.get("/health/live") == (200, "live\n"))
         broker.produce(topics["events"], numbered(300))
         until(lambda: broker.count(topics["results"]) == 300)
         assert bridge.terminate() == 0

@@ -2,13 +2,15 @@
 
 import itertools
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
 from loadtest.bench import report
 from loadtest.bench.measure import Figures
+from loadtest.bench.own import OwnEvents
 from loadtest.bench.run import Row
-from loadtest.bench.scenarios import SCENARIOS, Order
+from loadtest.bench.scenarios import OWN, SCENARIOS, Order
 from loadtest.bench.workload import Workload
 
 
@@ -61,9 +63,13 @@ def test_events_are_of_the_asked_size(form: str) -> None:
     assert len(Workload(padding=10_000).values()[0]) > 10_000
 
 
-@pytest.mark.parametrize("name", SCENARIOS)
-def test_what_a_case_is_compared_with_is_in_its_scenario(name: str) -> None:
-    cases = SCENARIOS[name](Order(events=100_000, seconds=1.0, capacity=lambda: 50_000.0))
+@pytest.mark.parametrize(("name", "own"), [*((name, False) for name in SCENARIOS), *((name, True) for name in OWN)])
+def test_what_a_case_is_compared_with_is_in_its_scenario(name: str, own: bool) -> None:
+    order = Order(events=100_000, seconds=1.0, capacity=lambda: 50_000.0)
+    if own:
+        order = replace(order, workload=OwnEvents((b"{}",), 3))
+    cases = SCENARIOS[name](order)
+    assert {case.workload for case in cases} == {order.workload} or not own
     labels = [case.label for case in cases]
     assert len(set(labels)) == len(labels)
     assert {case.beside for case in cases} - {None} <= set(labels)

@@ -76,6 +76,8 @@ def test_defaults_are_those_of_the_contract() -> None:
         ("dead_letter.topic", "scores", "must differ"),
         ("delivery", "at_most_once", "delivery: 'at_most_once' is not one of at_least_once or exactly_once"),
         ("event", {"format": "xml"}, "event.format: 'xml' is not one of json or raw"),
+        ("batch.target_p99", "0ms", "target_p99 must be longer than 0"),
+        ("batch", {"target_p99": "5ms", "max_wait": "5ms"}, "max_wait must be shorter than target_p99"),
         ("drain_timeout", "2m", "drain_timeout must be longer than 0 and at most 45s"),
         ("observe.address", "127.0.0.1:99999", "'127.0.0.1:99999': an address is host:port"),
         ("kafka.bootstrap_servers", "a:1,b:x", "'a:1,b:x': an address is host:port"),
@@ -191,3 +193,10 @@ def test_the_reference_names_every_key_and_says_something_about_it() -> None:
 def test_the_effective_configuration_reads_back() -> None:
     config = parse(GOOD, {})
     assert parse(config.effective(), {}).effective() == config.effective()
+
+
+def test_a_latency_target_leaves_room_for_transactions() -> None:
+    document = GOOD | {"delivery": "exactly_once", "batch": {"target_p99": "150ms"}}
+    with pytest.raises(ConfigError, match=r"\(0.15 s\) must be at least twice commit_interval \(0.1 s\)"):
+        parse(document, {})
+    assert parse(document | {"commit_interval": "50ms"}, {}).batch.target_p99 == 0.15
