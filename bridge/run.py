@@ -168,7 +168,7 @@ def _calm_the_collector() -> None:
     """Look for cycles rarely, and never among what was there at the start.
 
     Events in flight are many small objects that live for moments and make no cycles. With Python's own thresholds the
-    collector walks over them at every 700th, which is a sixth of the time that an event costs.
+    collector walks over them at every 700th.
     """
     gc.collect()
     gc.freeze()

@@ -25,9 +25,10 @@ from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from bridge.config import Pipeline
+from bridge.errors import HeadraceError
 from bridge.observe.http import ObserveServer
 from bridge.retry import Backoff
-from bridge.run import on_signals
+from bridge.run import on_signals, run
 from headrace.rig.process import die_with_parent
 
 log = structlog.get_logger()
@@ -234,8 +235,9 @@ async def supervise(path: Path, config: Pipeline, count: int, on_ready: Callable
     workers: list[Worker] = []
 
     def changed() -> None:
-        if all(worker.ready for worker in workers):
+        if not all_ready.is_set() and all(worker.ready for worker in workers):
             all_ready.set()
+            on_ready()
 
     workers += (Worker(n, path, config.drain_timeout, changed, restarts.inc) for n in range(1, count + 1))
     registry.register(_Metrics(workers))
@@ -244,12 +246,11 @@ async def supervise(path: Path, config: Pipeline, count: int, on_ready: Callable
         log.info("observing", address=observe.address)
     keeping = [asyncio.create_task(worker.keep(), name=f"worker {worker.number}") for worker in workers]
     stopping = asyncio.create_task(stop.wait(), name="stop")
-    telling = asyncio.create_task(_tell(all_ready, on_ready), name="ready")
     try:
         await asyncio.wait({*keeping, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if stop.is_set():
             log.info("draining")
-        for task in (telling, stopping, *keeping):
+        for task in (stopping, *keeping):
             task.cancel()
         code = _code(await asyncio.gather(*keeping, return_exceptions=True))
         return code if all(worker.drained for worker in workers) else max(code, 1)
@@ -268,6 +269,30 @@ def _code(ends: Iterable[BaseException | None]) -> int:
     return code
 
 
-async def _tell(all_ready: asyncio.Event, on_ready: Callable[[], None]) -> None:
-    await all_ready.wait()
-    on_ready()
+async def work(config: Pipeline, number: int, on_ready: Callable[[], None]) -> int:
+    """Run one worker, as `supervise` has started it.
+
+    Args:
+        config: of the whole pipeline; what only one process can have becomes this worker's own.
+        number: of the worker.
+        on_ready: called once, when partitions are assigned and the model answers.
+
+    Returns:
+        0 when it has drained, `CRASHED` after an error that nobody has foreseen.
+
+    Raises:
+        ConfigError, PipelineStopped: as `bridge.run.run`.
+    """
+    structlog.contextvars.bind_contextvars(worker=number)
+    instance, address = config.source.instance_id, config.observe.address
+    source = config.source.model_copy(update={"instance_id": instance and f"{instance}-{number}"})
+    observe = config.observe.model_copy(update={"address": address and "127.0.0.1:0"})
+    own = config.model_copy(update={"source": source, "observe": observe})
+    try:
+        await run(own, on_ready, lambda at: print(f"observing {at}", flush=True))
+    except HeadraceError:
+        raise
+    except Exception:
+        log.exception("crashed")
+        return CRASHED
+    return 0

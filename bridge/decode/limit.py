@@ -20,11 +20,7 @@ class SizeLimit:
     def decode(self, values: Sequence[bytes | None]) -> Decoded:
         """See `EventFormat`."""
         limit = self._limit
-        try:
-            fits = max(map(len, values), default=0) <= limit  # type: ignore[arg-type]
-        except TypeError:  # a tombstone has no value
-            fits = not any(value is not None and len(value) > limit for value in values)
-        if fits:
+        if max(map(len, filter(None, values)), default=0) <= limit:
             return self._inner.decode(values)
         large = {place: len(value) for place, value in enumerate(values) if value is not None and len(value) > limit}
         places = [place for place in range(len(values)) if place not in large]

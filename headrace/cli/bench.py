@@ -59,6 +59,8 @@ def bench(
 
     names = _chosen("scenario", scenario or ["backlog"], list(OWN if config else SCENARIOS))
     own = None
+    if config and peer:
+        raise typer.BadParameter("peers know only made-up events; leave --config out", param_hint="--peer")
     if config:
         pipeline = load(config)
         own = (pipeline, OwnEvents.of(pipeline, sample))

@@ -36,10 +36,10 @@ def run(
 
     Prints `ready NAME` once partitions are assigned and the model answers.
     """
-    import structlog
     import uvloop
 
     from bridge.observe.logs import configure
+    from bridge.run import run as run_pipeline
 
     pipeline = load(config)
     configure(pipeline.observe.log)
@@ -47,40 +47,14 @@ def run(
     def ready() -> None:
         print(f"ready {pipeline.name}", flush=True)
 
-    if worker is not None:
-        pipeline = _worker(pipeline, worker)
-        structlog.contextvars.bind_contextvars(worker=worker)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        if workers > 1:
-            from headrace.workers import supervise
+        if worker is None and workers == 1:
+            runner.run(run_pipeline(pipeline, ready))
+            return
+        from headrace.workers import supervise, work
 
-            raise typer.Exit(runner.run(supervise(config, pipeline, workers, ready)))
-
-        from bridge.run import run as run_pipeline
-
-        try:
-            runner.run(run_pipeline(pipeline, ready, _tell_supervisor if worker is not None else None))
-        except HeadraceError:
-            raise
-        except Exception:
-            if worker is None:
-                raise
-            from headrace.workers import CRASHED
-
-            structlog.get_logger().exception("crashed")
-            raise typer.Exit(CRASHED) from None
-
-
-def _tell_supervisor(address: str) -> None:
-    print(f"observing {address}", flush=True)
-
-
-def _worker(pipeline: Pipeline, number: int) -> Pipeline:
-    """The pipeline as one worker of several runs it: what only one process can have is its own."""
-    instance, address = pipeline.source.instance_id, pipeline.observe.address
-    source = pipeline.source.model_copy(update={"instance_id": instance and f"{instance}-{number}"})
-    observe = pipeline.observe.model_copy(update={"address": address and "127.0.0.1:0"})
-    return pipeline.model_copy(update={"source": source, "observe": observe})
+        side = supervise(config, pipeline, workers, ready) if worker is None else work(pipeline, worker, ready)
+        raise typer.Exit(runner.run(side))
 
 
 def check(

@@ -16,7 +16,7 @@ from loadtest.bench.run import run
 
 STORED = Path(__file__).with_name("cost.json")
 _TOLERANCE = 1.12
-"""Beyond what the ratio of a run of five rounds has been seen to wander by itself."""
+"""Two runs of five rounds have been seen to differ by 5 %."""
 
 
 def main() -> None:

@@ -72,7 +72,8 @@ class Servers:
         self.triton = triton
         self._home = home
         self._filled: set[str] = set()
-        self._admin = AdminClient({"bootstrap.servers": kafka.bootstrap_servers})
+        # It outlives the brokers, and need not tell of it.
+        self._admin = AdminClient({"bootstrap.servers": kafka.bootstrap_servers, "log_level": 0})
         self._number = 0
 
     def fill(self, workload: Events, events: int) -> str:

@@ -2,21 +2,17 @@
 
 import asyncio
 import hashlib
-import os
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from aiokafka.errors import KafkaError
 
 from bridge.check import sample_events
 from bridge.config import Pipeline
 from bridge.errors import HeadraceError
 from bridge.kafka import describe_topics, sentence
-from headrace.rig.process import ServerProcess
-from loadtest.bench.subjects import Job, merged, start_process
+from loadtest.bench.subjects import Bridge, Job, merged
 
 _SAMPLE = 2_000
 _PARTITIONS = 6
@@ -81,28 +77,21 @@ class OwnEvents:
 
 
 @dataclass(frozen=True)
-class OwnBridge:
+class OwnBridge(Bridge):
     """`headrace run` with the user's configuration, but for the brokers, the topics and the group.
 
     Attributes:
         base: their configuration.
-        name: in reports.
-        sections: merged over it.
-        options: more arguments of `headrace run`.
     """
 
-    base: Pipeline
-    name: str = "headrace"
-    sections: Mapping[str, Mapping[str, Any] | str] = field(default_factory=dict)
-    options: tuple[str, ...] = ()
+    base: Pipeline = field(kw_only=True)
 
     @property
-    def transactional(self) -> bool:
-        """See `Subject`."""
-        return self.sections.get("delivery", self.base.delivery) == "exactly_once"
+    def _delivery(self) -> str:
+        return self.base.delivery
 
-    def start(self, job: Job) -> ServerProcess:
-        """See `Subject`."""
+    def config(self, job: Job) -> dict[str, Any]:
+        """See `Bridge`."""
         local: dict[str, Any] = {
             "name": job.target,
             "source": {"topics": [job.source], "group": job.target, "instance_id": None, "start": "earliest"},
@@ -114,8 +103,4 @@ class OwnBridge:
         config["kafka"] = {"bootstrap_servers": job.bootstrap}
         if config["result"]["alert"]:
             config["result"]["alert"]["topic"] = f"{job.target}-alerts"
-        path = job.home / f"{job.target}.yaml"
-        path.write_text(yaml.safe_dump(config))
-        # What the environment says of the pipeline is in `base` already.
-        environment = {key: value for key, value in os.environ.items() if not key.startswith("HEADRACE_")}
-        return start_process(self.name, ["-m", "headrace", "run", str(path), *self.options], job, environment)
+        return config

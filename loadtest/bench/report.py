@@ -98,7 +98,9 @@ def _plot(rows: Sequence[Row]) -> str:
     rows = [row for row in rows if row.rounds]
     if not rows:
         return ""
-    panels = [panel for panel in (_throughput, _cpu, _latency) if panel(rows, None)]
+    panels: list[Callable[[Sequence[Row], Any], None]] = [_throughput]
+    panels += [_cpu] if any(row.rounds[0].cpu_us for row in rows) else []
+    panels += [_latency] if any(row.rounds[0].latency_ms for row in rows) else []
     figure = Figure(figsize=(5 * len(panels), 1.2 + 0.4 * len(rows)), layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
     for axis, panel in zip(axes, panels, strict=True):
@@ -110,28 +112,22 @@ def _plot(rows: Sequence[Row]) -> str:
     return drawn.getvalue()[drawn.getvalue().index("<svg") :]
 
 
-def _throughput(rows: Sequence[Row], axis: Any) -> bool:
-    if axis is not None:
-        _bars(axis, rows, COLUMNS[0], "events/s")
-    return True
+def _throughput(rows: Sequence[Row], axis: Any) -> None:
+    _bars(axis, rows, COLUMNS[0], "events/s")
 
 
-def _cpu(rows: Sequence[Row], axis: Any) -> bool:
-    if axis is not None:
-        left = [0.0] * len(rows)
-        for process, color in (("subject", "#2a6f97"), ("model", "#e09f3e"), ("kafka", "#9a8c98")):
-            width = [statistics.median(f.cpu_us.get(process, 0.0) for f in row.rounds) for row in rows]
-            axis.barh([row.label for row in rows], width, left=left, color=color, label=process)
-            left = [a + b for a, b in zip(left, width, strict=True)]
-        axis.set_title("CPU µs/event")
-        axis.legend(frameon=False, fontsize="small")
-    return any(row.rounds[0].cpu_us for row in rows)
+def _cpu(rows: Sequence[Row], axis: Any) -> None:
+    left = [0.0] * len(rows)
+    for process, color in (("subject", "#2a6f97"), ("model", "#e09f3e"), ("kafka", "#9a8c98")):
+        width = [statistics.median(f.cpu_us.get(process, 0.0) for f in row.rounds) for row in rows]
+        axis.barh([row.label for row in rows], width, left=left, color=color, label=process)
+        left = [a + b for a, b in zip(left, width, strict=True)]
+    axis.set_title("CPU µs/event")
+    axis.legend(frameon=False, fontsize="small")
 
 
-def _latency(rows: Sequence[Row], axis: Any) -> bool:
-    if axis is not None:
-        _bars(axis, rows, COLUMNS[5], "p99 ms")
-    return any(row.rounds[0].latency_ms for row in rows)
+def _latency(rows: Sequence[Row], axis: Any) -> None:
+    _bars(axis, rows, COLUMNS[5], "p99 ms")
 
 
 def _bars(axis: Any, rows: Sequence[Row], column: Column, title: str) -> None:

@@ -64,7 +64,7 @@ def run(
     told("starting servers", 0, 1)
     order = Order(events, seconds, lambda: 1.0, peers)
     if own is not None:
-        order = replace(order, workload=own[1], bridge=partial(OwnBridge, own[0]))
+        order = replace(order, workload=own[1], bridge=partial(OwnBridge, base=own[0]))
     with _servers(scenarios, order, own[0].model.address if own else None) as servers:
         capacity = cache(lambda: servers.drain(order.bridge(), order.workload, events).events_per_second)
         order = replace(order, capacity=capacity)

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import yaml
 
+from bridge.config.load import PREFIX
 from headrace.rig.process import ServerProcess
 from loadtest.bench.workload import Events, Workload
 
@@ -73,13 +74,17 @@ class Bridge:
     @property
     def transactional(self) -> bool:
         """See `Subject`."""
-        return self.sections.get("delivery") == "exactly_once"
+        return self.sections.get("delivery", self._delivery) == "exactly_once"
+
+    @property
+    def _delivery(self) -> str:
+        return "at_least_once"
 
     def start(self, job: Job) -> ServerProcess:
         """See `Subject`."""
         path = job.home / f"{job.target}.yaml"
         path.write_text(yaml.safe_dump(self.config(job)))
-        return start_process(self.name, ["-m", "headrace", "run", str(path), *self.options], job)
+        return _module(self.name, ["headrace", "run", str(path), *self.options], job)
 
     def config(self, job: Job) -> dict[str, Any]:
         """Its configuration for this job."""
@@ -109,7 +114,7 @@ class Copy:
     def start(self, job: Job) -> ServerProcess:
         """See `Subject`."""
         arguments = [job.bootstrap, job.source, job.target, job.target]
-        return start_process(self.name, ["-m", "loadtest.bench.copy_topic", *arguments], job)
+        return _module(self.name, ["loadtest.bench.copy_topic", *arguments], job)
 
 
 @dataclass(frozen=True)
@@ -170,11 +175,11 @@ def merged(config: Mapping[str, Any], sections: Mapping[str, Any]) -> dict[str, 
     return over
 
 
-def start_process(
-    name: str, arguments: list[str], job: Job, environment: Mapping[str, str] = os.environ
-) -> ServerProcess:
-    """A Python program of this environment at work on a job."""
-    return _process(name, [sys.executable, *arguments], job, {**environment, "PYTHONPATH": str(ROOT)})
+def _module(name: str, arguments: list[str], job: Job) -> ServerProcess:
+    """A module of ours at work on a job."""
+    # What the environment says of a pipeline would be laid over the configuration made for the job.
+    clean = {key: value for key, value in os.environ.items() if not key.startswith(PREFIX)}
+    return _process(name, [sys.executable, "-m", *arguments], job, {**clean, "PYTHONPATH": str(ROOT)})
 
 
 def _process(name: str, command: list[str], job: Job, environment: Mapping[str, str]) -> ServerProcess:

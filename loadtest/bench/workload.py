@@ -139,7 +139,6 @@ def _producer(bootstrap: str, linger_ms: int) -> Producer:
     return Producer(
         {
             "bootstrap.servers": bootstrap,
-            "log_level": 0,  # that the broker ends before the client is no news
             "linger.ms": linger_ms,
             "batch.size": 512 * 1024,
             "message.max.bytes": 8 * 2**20,
