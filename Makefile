@@ -10,7 +10,7 @@ SEED    ?= 1
 MINUTES ?= 20
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fault-rows faults lint protos models bench bench-check trouble peers docs clean
+.PHONY: help demo test fault-rows faults lint protos models bench bench-check trouble outcomes peers docs clean
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 18
@@ -43,6 +43,9 @@ bench-check: $(READY) ## whether an event still costs what it did, in copies of 
 
 trouble: $(READY) ## poison and a model outage: what they cost (ARGS="poison --rounds 3")
 	@$(BIN)/python -m loadtest.trouble $(ARGS)
+
+outcomes: $(READY) ## what comes of every event when one cannot be read, and when the model dies: here and in the peers (ARGS="headrace")
+	@$(BIN)/python -m loadtest.outcomes $(ARGS)
 
 peers: $(READY) ## install the peers that headrace bench can measure, each in an environment of its own
 	@for list in loadtest/peers/*/requirements.txt; do \

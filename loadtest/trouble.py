@@ -7,7 +7,6 @@ Rounds alternate, and figures are medians with their spread. Broker, Triton and 
 """
 
 import argparse
-import contextlib
 import json
 import math
 import re
@@ -20,7 +19,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 from confluent_kafka import Consumer, Message, TopicPartition
 from rich.console import Console
 from rich.table import Table
@@ -127,7 +125,7 @@ def outage(servers: Servers, seconds: float, console: Console, rate: int = 4_000
         before = metrics(process)
         memory = [process_memory(process)]
         assert servers.triton is not None, "it runs here"
-        _kill(servers.triton)
+        servers.triton.process.kill_all()
         begun = time.monotonic()
         while time.monotonic() - begun < seconds:
             time.sleep(5)
@@ -174,14 +172,6 @@ def outage(servers: Servers, seconds: float, console: Console, rate: int = 4_000
         table.add_row(name.replace("_", " "), f"{value:,.0f}")
     console.print(table)
     return found
-
-
-def _kill(triton: TritonRig) -> None:
-    stubs = psutil.Process(triton.process.pid).children(recursive=True)
-    triton.process.kill()
-    for stub in stubs:  # they would outlive it
-        with contextlib.suppress(psutil.NoSuchProcess):
-            stub.kill()
 
 
 def main() -> None:

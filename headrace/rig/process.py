@@ -5,6 +5,7 @@ It ends with its parent too, even when that is killed: the kernel sends the sign
 
 import contextlib
 import ctypes
+import os
 import random
 import signal
 import socket
@@ -136,6 +137,11 @@ class ServerProcess:
     def kill(self) -> None:
         """End it at once."""
         self._process.kill()
+        self._process.wait()
+
+    def kill_all(self) -> None:
+        """End it at once, and with it the processes it has started, where those would outlive it."""
+        os.killpg(self.pid, signal.SIGKILL)
         self._process.wait()
 
     def __enter__(self) -> Self:

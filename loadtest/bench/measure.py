@@ -3,9 +3,11 @@
 import asyncio
 import contextlib
 import re
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,8 +23,10 @@ from headrace.rig.kafka import KafkaCluster
 from headrace.rig.process import ServerProcess
 from headrace.rig.topics import create_topics
 from headrace.rig.triton import TritonRig
+from loadtest.bench.quota import quota
 from loadtest.bench.subjects import Job, Subject
 from loadtest.bench.workload import Events, Workload, feed, write_backlog
+from serving.control import TritonControl
 
 _READY = re.compile(r"^ready\b", re.MULTILINE)
 _STANDSTILL = 60.0
@@ -85,47 +89,72 @@ class Servers:
             self._filled.add(topic)
         return topic
 
-    def drain(self, subject: Subject, workload: Events, events: int) -> Figures:
-        """Have the subject work off a backlog.
+    def drain(self, subject: Subject, workload: Events, events: int, cores: float | None = None) -> Figures:
+        """Have the subject work off a backlog, each of its processes on no more than so many cores.
 
         Raises:
             BenchFailed: it ended, stood still, or wrote more results than there were events.
         """
         source = self.fill(workload, events)
-        with self.running(subject, workload, source) as (process, target):
+        with self.running(subject, workload, source) as (process, target), contextlib.ExitStack() as limits:
+            if cores is not None:
+                root = psutil.Process(process.pid)
+                for found in root.children() or [root]:  # workers; their supervisor does next to nothing
+                    limits.enter_context(quota(found.pid, cores))
             return self.watch(process, self.counter(subject, workload, source, target), events)
 
-    def hold(self, subject: Subject, workload: Events, rate: float, seconds: float) -> Figures:
-        """Have the subject keep up with a fixed rate.
+    def hold(
+        self,
+        subject: Subject,
+        workload: Events,
+        rate: float,
+        seconds: float,
+        meanwhile: Callable[[], None] | None = None,
+    ) -> Figures:
+        """Have the subject keep up with a fixed rate, and after a third of the time do something else too.
 
         Raises:
-            BenchFailed: it ended, or results are missing at the end.
+            BenchFailed: it ended, results are missing at the end, or `meanwhile` has not ended before.
         """
         self._number += 1
         source = f"steady-{self._number}"
         self.create({source: workload.partitions})
         with self.running(subject, workload, source) as (process, target):
-            fed: list[tuple[float, int]] = []
             stop = threading.Event()
 
-            def write() -> None:
-                fed.append(feed(self.kafka.bootstrap_servers, source, workload, rate, seconds + _LEAD, stop))
+            def wait() -> None:
+                if meanwhile is not None and not stop.wait(_LEAD + seconds / 3):
+                    meanwhile()
 
-            feeding = threading.Thread(target=write, daemon=True)
-            before = self._cpu(process)
-            begun = time.monotonic()
-            feeding.start()
-            try:
-                arrived = self._arrivals(process, target, workload, int(rate * (seconds + _LEAD)))
-            finally:
-                stop.set()
-                feeding.join()
+            before, begun = self._cpu(process), time.monotonic()
+            with ThreadPoolExecutor(2) as pool:
+                length = seconds + _LEAD
+                feeding = pool.submit(feed, self.kafka.bootstrap_servers, source, workload, rate, length, stop)
+                doing = pool.submit(wait)
+                try:
+                    arrived = self._arrivals(process, target, workload, int(rate * length))
+                    if not doing.done():
+                        raise BenchFailed("what was to happen meanwhile takes longer; raise --seconds")
+                finally:
+                    stop.set()
+            doing.result()
             took, after = time.monotonic() - begun, self._cpu(process)
             memory = process_memory(process)
-        first_due, events = fed[0]
+        first_due, events = feeding.result()
         waits = [(at - first_due - number / rate) * 1000 for number, at in arrived.items() if number >= rate * _LEAD]
         cpu = {name: (after[name] - before[name]) / events * 1e6 for name in before}
         return Figures(events / took, cpu, [memory], _percentiles(waits))
+
+    def swap(self, workload: Workload) -> None:
+        """Publish the model's first version once more, as its newest; back when it serves."""
+        model = self._home / "models" / workload.model_name
+        newest = max(int(version.name) for version in model.iterdir() if version.name.isdigit())
+        shutil.copytree(model / "1", model / str(newest + 1))
+        control = TritonControl(self.model)
+        try:
+            control.load(workload.model_name)
+        finally:
+            control.close()
 
     def call(self, workload: Workload, rows: int, seconds: float) -> Figures:
         """Ask the model alone, one call after the other, over the bridge's own client."""
@@ -135,13 +164,17 @@ class Servers:
     @contextlib.contextmanager
     def running(self, subject: Subject, workload: Events, source: str) -> Iterator[tuple[ServerProcess, str]]:
         """The subject at work, once it says that it is ready, and the topic of its results."""
+        job = self.job(workload, source)
+        with subject.start(job) as process:
+            process.wait_ready(lambda: _READY.search(process.log.read_text(errors="replace")) is not None, 120)
+            yield process, job.target
+
+    def job(self, workload: Events, source: str) -> Job:
+        """What is to be done with the events of a topic; the topics of their outcomes are made."""
         self._number += 1
         target = f"out-{self._number}"
         self.create({target: workload.partitions, f"{target}-alerts": workload.partitions, f"{target}-dead": 1})
-        job = Job(self.kafka.bootstrap_servers, self.model, workload, source, target, self._home)
-        with subject.start(job) as process:
-            process.wait_ready(lambda: _READY.search(process.log.read_text(errors="replace")) is not None, 120)
-            yield process, target
+        return Job(self.kafka.bootstrap_servers, self.model, workload, source, target, self._home)
 
     def create(self, topics: dict[str, int]) -> None:
         """Make topics with so many partitions each."""

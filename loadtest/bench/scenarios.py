@@ -102,16 +102,19 @@ def delivery(order: Order) -> list[Case]:
 
 
 def batch(order: Order) -> list[Case]:
-    """Batch sizes."""
-    sizes = (1, 16, 64, 256, 1024, 4096)
+    """Batch sizes, beside a copy."""
     return [
-        _drain(
-            f"batch of {size}",
-            order.bridge(sections={"batch": {"max_events": size}}),
-            order.workload,
-            order.events // (20 if size == 1 else 1),
-        )
-        for size in sizes
+        _drain("copy", Copy(), order.workload, order.events),
+        *(
+            _drain(
+                f"batch of {size}",
+                order.bridge(sections={"batch": {"max_events": size}}),
+                order.workload,
+                order.events // (20 if size == 1 else 1),
+                "copy",
+            )
+            for size in (1, 16, 64, 256, 1024, 4096)
+        ),
     ]
 
 
@@ -131,12 +134,38 @@ def partitions(order: Order) -> list[Case]:
 
 
 def workers(order: Order) -> list[Case]:
-    """Processes of one pipeline."""
-    more = [
-        _drain(f"{n} workers", order.bridge(options=("--workers", str(n))), order.workload, order.events, "1 worker")
-        for n in (2, 4)
+    """Processes of one pipeline: all on this machine's cores, and each on a quarter of one, so that some are free."""
+    cases = []
+    for share, cores, fewer in (("", None, 1), (", a quarter of a core each", 0.25, 4)):
+        for n in (1, 2, 4):
+            bridge = order.bridge(options=("--workers", str(n)) if n > 1 else ())
+            label, beside = f"{n} workers{share}", f"1 workers{share}" if n > 1 else None
+            cases.append(_drain(label, bridge, order.workload, order.events // fewer, beside, cores))
+    return cases
+
+
+def depth(order: Order) -> list[Case]:
+    """A backlog, and one that is 25 times as long."""
+    short, long = (f"{events:,} events" for events in (order.events, 25 * order.events))
+    return [
+        _drain(short, order.bridge(), order.workload, order.events),
+        _drain(long, order.bridge(), order.workload, 25 * order.events, short),
     ]
-    return [_drain("1 worker", order.bridge(), order.workload, order.events), *more]
+
+
+def swap(order: Order) -> list[Case]:
+    """A new version of the model while events flow, at 5,000 events/s."""
+    workload = Workload()
+    cases = {"no swap": None, "a swap": partial(Servers.swap, workload=workload)}
+
+    def held(servers: Servers, swapping: Callable[[Servers], None] | None) -> Figures:
+        meanwhile = partial(swapping, servers) if swapping else None
+        return servers.hold(Bridge(), workload, 5_000.0, order.seconds, meanwhile)
+
+    return [
+        Case(label, workload, partial(held, swapping=swapping), "no swap" if swapping else None)
+        for label, swapping in cases.items()
+    ]
 
 
 def model(order: Order) -> list[Case]:
@@ -164,14 +193,34 @@ def poison(order: Order) -> list[Case]:
 
 SCENARIOS: dict[str, Callable[[Order], list[Case]]] = {
     scenario.__name__: scenario
-    for scenario in (backlog, rates, delivery, batch, size, features, partitions, workers, model, poison)
+    for scenario in (
+        backlog,
+        rates,
+        delivery,
+        batch,
+        size,
+        features,
+        partitions,
+        workers,
+        depth,
+        model,
+        swap,
+        poison,
+    )
 }
-OWN = ("backlog", "rates", "delivery", "batch", "workers")
+OWN = ("backlog", "rates", "delivery", "batch", "workers", "depth")
 """Those that can be measured with a user's own events."""
 
 
-def _drain(label: str, subject: Subject, workload: Events, events: int, beside: str | None = None) -> Case:
-    measure = partial(Servers.drain, subject=subject, workload=workload, events=events)
+def _drain(
+    label: str,
+    subject: Subject,
+    workload: Events,
+    events: int,
+    beside: str | None = None,
+    cores: float | None = None,
+) -> Case:
+    measure = partial(Servers.drain, subject=subject, workload=workload, events=events, cores=cores)
     return Case(label, workload, measure, beside)
 
 

@@ -162,6 +162,10 @@ def _values(workload: Events) -> Callable[[int], bytes]:
     return lambda number: spoilt if workload.poisoned(number) else values[number % len(values)]
 
 
+_CONFIG = """platform: "tensorflow_savedmodel"
+version_policy { latest { num_versions: 2 } }
+"""
+
 _MAKE_MODELS = """
 import json, sys
 import numpy as np, tensorflow as tf
@@ -193,7 +197,7 @@ def make_models(repository: Path, workloads: Sequence[Workload]) -> None:
     for workload in {w.model_name: w for w in workloads}.values():
         folder = repository / workload.model_name
         (folder / "1").mkdir(parents=True)
-        (folder / "config.pbtxt").write_text('platform: "tensorflow_savedmodel"\n')
+        (folder / "config.pbtxt").write_text(_CONFIG)
         models.append(
             {
                 "folder": str(folder / "1" / "model.savedmodel"),

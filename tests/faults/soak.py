@@ -6,7 +6,6 @@ healed, and then progress must resume. In the end every topic is read from its b
 """
 
 import argparse
-import contextlib
 import json
 import random
 import shutil
@@ -19,8 +18,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
-
-import psutil
 
 from headrace.rig.kafka import KafkaCluster
 from headrace.rig.triton import TritonRig
@@ -204,11 +201,7 @@ class Soak:
     def kill_triton(self) -> Heal:
         assert self.triton is not None
         triton = self.triton
-        stubs = psutil.Process(triton.process.pid).children(recursive=True)
-        triton.process.kill()
-        for stub in stubs:  # they would outlive it
-            with contextlib.suppress(psutil.NoSuchProcess):
-                stub.kill()
+        triton.process.kill_all()
 
         def heal() -> None:
             triton.launch()

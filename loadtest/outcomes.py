@@ -1,0 +1,194 @@
+"""`make outcomes`: what comes of every event, here and in the peers, when one cannot be read and when the model dies.
+
+    a bad record     2,000 events with one in the middle that is not JSON
+    a dead model     100 events/s for 45 s; after 10 s the model server is killed, and 15 s later started again
+
+Each program runs as an orchestrator would run it: one that ends is started again, after 1, 2, 4, 8 seconds.
+An event has a result, a dead letter, or neither; without either it is lost when the group's offset has passed it, and
+waits when not. A second result for an event is doubled.
+"""
+
+import argparse
+import contextlib
+import json
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, TopicPartition
+from confluent_kafka.admin import AdminClient
+from rich.console import Console
+from rich.table import Table
+
+from headrace.rig.kafka import KafkaCluster
+from headrace.rig.triton import TritonRig
+from loadtest.bench.measure import Servers
+from loadtest.bench.subjects import Bridge, Job, Subject, peers
+from loadtest.bench.workload import Workload, feed, make_models
+from loadtest.trouble import read
+
+_EVENTS = 2_000
+_RATE = 100
+_SECONDS, _DIES, _BACK = 45.0, 10.0, 25.0
+_STANDSTILL = 40.0  # longer than a session timeout takes to give the partitions of one that died to its successor
+
+
+@dataclass(frozen=True)
+class OneBroken(Workload):
+    """`_EVENTS` events, each once; the middle one is cut off."""
+
+    def topic(self, events: int) -> str:
+        """See `Events`."""
+        return f"one-broken-{events}"
+
+    def values(self) -> list[bytes]:
+        """See `Events`."""
+        values = super().values()[:_EVENTS]
+        values[_EVENTS // 2] = values[_EVENTS // 2][:40]
+        return values
+
+
+@dataclass
+class Tally:
+    """What came of the events of one run.
+
+    Attributes:
+        events: that there were.
+        results: events with a result or more.
+        doubled: results beyond the first of an event.
+        letters: events with a dead letter.
+        lost: events with neither that the group has left behind.
+        waiting: events with neither that the group has before it.
+        ended: how often the program ended by itself.
+    """
+
+    events: int
+    results: int
+    doubled: int
+    letters: int
+    lost: int
+    waiting: int
+    ended: int
+
+
+def bad_record(servers: Servers, subject: Subject) -> Tally:
+    """One event that cannot be read."""
+    workload = OneBroken()
+    source = servers.fill(workload, _EVENTS)
+    job = servers.job(workload, source)
+    ended = _supervised(servers, subject, job, lambda: _EVENTS, lambda: None)
+    return _tally(servers, job, _EVENTS, ended)
+
+
+def dead_model(servers: Servers, subject: Subject) -> Tally:
+    """The model server dies under load and comes back."""
+    assert servers.triton is not None, "it runs here"
+    triton, workload = servers.triton, Workload()
+    source = f"dead-model-{subject.name}"
+    servers.create({source: workload.partitions})
+    job = servers.job(workload, source)
+    begun, stop = time.monotonic(), threading.Event()
+    alive = [True]
+
+    def turn() -> None:
+        away = _DIES <= time.monotonic() - begun < _BACK
+        if away and alive[0]:
+            triton.process.kill_all()
+        elif not away and not alive[0]:
+            triton.launch()
+        alive[0] = not away
+
+    with ThreadPoolExecutor(1) as pool:
+        feeding = pool.submit(feed, servers.kafka.bootstrap_servers, source, workload, _RATE, _SECONDS, stop)
+        try:
+            written = lambda: feeding.result()[1] if feeding.done() else None  # noqa: E731
+            ended = _supervised(servers, subject, job, written, turn)
+        finally:
+            stop.set()
+    triton.wait_ready()
+    return _tally(servers, job, feeding.result()[1], ended)
+
+
+def _supervised(
+    servers: Servers, subject: Subject, job: Job, events: Callable[[], int | None], turn: Callable[[], None]
+) -> int:
+    """Run it, again and again if it must be, until nothing moves any more; how often it ended."""
+    consumer = Consumer({"bootstrap.servers": servers.kafka.bootstrap_servers, "group.id": "outcomes"})
+    places = [TopicPartition(job.target, number) for number in range(job.workload.partitions)]
+    places.append(TopicPartition(f"{job.target}-dead", 0))
+    ended, done, moved = 0, 0, time.monotonic()
+    with contextlib.ExitStack() as running:
+        process, back = running.enter_context(subject.start(job)), 0.0
+        while True:
+            turn()
+            time.sleep(0.1)
+            now = time.monotonic()
+            if process.running:
+                back = now + min(8.0, 2.0**ended)
+            elif now >= back:
+                ended += 1
+                process = running.enter_context(subject.start(job))
+            found = sum(consumer.get_watermark_offsets(place, timeout=30)[1] for place in places)
+            if found != done:
+                done, moved = found, now
+            total = events()
+            if total is None:
+                moved = now
+            elif now - moved > (5.0 if done >= total else _STANDSTILL):
+                consumer.close()
+                return ended
+
+
+def _tally(servers: Servers, job: Job, events: int, ended: int) -> Tally:
+    results = Counter(int(message.key()) for message in read(servers, job.target, job.workload.partitions))
+    letters = {int(message.key()) for message in read(servers, f"{job.target}-dead", 1)}
+    admin = AdminClient({"bootstrap.servers": servers.kafka.bootstrap_servers, "log_level": 0})
+    places = [TopicPartition(job.source, number) for number in range(job.workload.partitions)]
+    (future,) = admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions(job.target, places)]).values()
+    committed = {place.partition: place.offset for place in future.result(30).topic_partitions}
+    without = [number for number in range(events) if number not in results and number not in letters]
+    behind = [n for n in without if n // len(places) < committed.get(n % len(places), -1)]
+    doubled = sum(results.values()) - len(results)
+    return Tally(events, len(results), doubled, len(letters), len(behind), len(without) - len(behind), ended)
+
+
+def main() -> None:
+    """Run all that are installed, print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    known: dict[str, Subject] = {"headrace": Bridge(), **{k: v for k, v in peers().items() if v.installed}}
+    parser.add_argument("subjects", nargs="*", help=f"of {', '.join(known)}; all when none is named")
+    parser.add_argument("--out", type=Path, help="also write what was found as JSON")
+    arguments = parser.parse_args()
+    unknown = [name for name in arguments.subjects if name not in known]
+    if unknown:
+        parser.error(f"{', '.join(unknown)}: not known or not installed; there are {', '.join(known)}")
+    console = Console(width=None if Console().is_terminal else 140)
+    found: dict[str, dict[str, Tally]] = {"a bad record": {}, "a dead model": {}}
+    with tempfile.TemporaryDirectory(prefix="headrace-outcomes-") as folder:
+        home = Path(folder)
+        make_models(home / "models", [Workload()])
+        with KafkaCluster() as kafka, TritonRig(home / "models") as triton:
+            servers = Servers(kafka, triton.address, triton, home)
+            for name in arguments.subjects or known:
+                for part, run in (("a bad record", bad_record), ("a dead model", dead_model)):
+                    with console.status(f"{name}: {part}"):
+                        found[part][name] = run(servers, known[name])
+    for part, tallies in found.items():
+        table = Table(title=part, title_justify="left")
+        for column in ("", "events", "results", "doubled", "dead letters", "lost", "waiting", "ended"):
+            table.add_column(column, justify="right" if column else "left")
+        for name, tally in tallies.items():
+            table.add_row(name, *(f"{value:,}" for value in asdict(tally).values()))
+        console.print(table)
+    if arguments.out:
+        told = {part: {name: asdict(tally) for name, tally in tallies.items()} for part, tallies in found.items()}
+        arguments.out.write_text(json.dumps(told, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
