@@ -17,6 +17,7 @@ from bridge.config import Pipeline
 from bridge.kafka import client_options
 
 _NEVER_MS = 2**31 - 1
+_PACE = 0.01  # seconds
 
 
 class GroupConsumer(OffsetsConsumer):
@@ -52,6 +53,24 @@ class GroupConsumer(OffsetsConsumer):
         """As the client's own; from then on `getmany` gives records as `bridge.record.Record` describes them."""
         await super().start()
         self._fetcher._records = _Fetched()
+        self._pace_fetches()
+
+    def _pace_fetches(self) -> None:
+        """Let some time pass between two fetches from one broker.
+
+        A fetch is answered as soon as there is one record. Under a steady load each would bring a few, and the cost of
+        fetches, small batches and small writes would keep every core busy, with each event waiting for all of it. A
+        fetch that had to wait for a record has mostly waited longer than this already: then the next one goes at once.
+        """
+        fetch, loop, sent = self._fetcher._proc_fetch_request, asyncio.get_running_loop(), dict[int, float]()
+
+        async def paced(assignment: Any, node: int, request: Any) -> bool:
+            await asyncio.sleep(sent.get(node, 0.0) + _PACE - loop.time())
+            sent[node] = loop.time()
+            more: bool = await fetch(assignment, node, request)
+            return more
+
+        self._fetcher._proc_fetch_request = paced
 
     def watch_heartbeats(self) -> None:
         """From now on keep `heard` up to date; once started."""

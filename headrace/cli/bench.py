@@ -43,7 +43,8 @@ def bench(
 ) -> None:
     """Measure throughput, CPU and latency on a real Kafka and a real Triton started here, or on a pipeline of yours.
 
-    Scenarios: backlog, rates, delivery, batch, size, features, partitions, workers, depth, model, swap, poison; or all.
+    Scenarios: backlog, rates, heavy, delivery, batch, size, features, partitions, workers, depth, model, swap, poison;
+    or all.
     Figures are medians over the rounds with the least and the most. They differ from machine to machine: compare the
     ratios.
     """

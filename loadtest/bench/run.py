@@ -62,12 +62,11 @@ def run(
         HeadraceError: a server cannot run here.
     """
     told("starting servers", 0, 1)
-    order = Order(events, seconds, lambda: 1.0, peers)
+    order = Order(events, seconds, lambda *_: 1.0, peers)
     if own is not None:
         order = replace(order, workload=own[1], bridge=partial(OwnBridge, base=own[0]))
     with _servers(scenarios, order, own[0].model.address if own else None) as servers:
-        capacity = cache(lambda: servers.drain(order.bridge(), order.workload, events).events_per_second)
-        order = replace(order, capacity=capacity)
+        order = replace(order, capacity=cache(lambda *asked: servers.drain(order.bridge(), *asked).events_per_second))
         cases = {name: SCENARIOS[name](order) for name in scenarios}
         results = {name: [Row(case.label, case.beside) for case in cases[name]] for name in scenarios}
         total, done = rounds * sum(map(len, cases.values())), 0

@@ -33,7 +33,7 @@ class Order:
     Attributes:
         events: of a backlog.
         seconds: how long a fixed rate is held.
-        capacity: measures events/s of the bridge in this run, once.
+        capacity: measures events/s of the bridge over so many of such events, once in this run.
         peers: to measure beside the bridge.
         workload: what flows, where the scenario does not vary it.
         bridge: makes the subject; takes the arguments of `Bridge`.
@@ -41,7 +41,7 @@ class Order:
 
     events: int
     seconds: float
-    capacity: Callable[[], float]
+    capacity: Callable[[Events, int], float]
     peers: Sequence[Subject] = ()
     workload: Events = field(default_factory=Workload)
     bridge: Callable[..., Subject] = Bridge
@@ -67,23 +67,33 @@ def backlog(order: Order) -> list[Case]:
     ]
 
 
-_SLOW = {"flink": 20, "kafka_streams": 10, "naive": 100, "quix": 100}
+_SLOW = {"faust": 20, "flink": 20, "kafka_streams": 10, "mlserver": 80, "naive": 100, "quix": 100}
 """Slow peers get a shorter backlog, by this divisor."""
 
 
 def rates(order: Order) -> list[Case]:
-    """Latency at fixed rates, 10 events/s and 10, 50 and 90 % of the capacity found first, beside a bare call."""
-    capacity = order.capacity()
+    """Latency at fixed rates, 10 events/s and 10, 50 and 90 % of the capacity found first, beside a plain copy."""
+    return _at_rates(order, order.workload, order.events, (0.1, 0.5, 0.9))
+
+
+def heavy(order: Order) -> list[Case]:
+    """Latency at fixed rates with a model of some 10 ms a batch."""
+    return _at_rates(order, Workload(model="wide"), order.events // 5, (0.1, 0.5))
+
+
+def _at_rates(order: Order, workload: Events, events: int, shares: Sequence[float]) -> list[Case]:
+    capacity = order.capacity(workload, events)
+    steady = {"10 events/s": 10.0}
+    steady |= {f"{share:.0%} of capacity, {capacity * share:,.0f} events/s": capacity * share for share in shares}
     cases: list[Case] = []
-    bare: dict[int, str] = {}
-    if isinstance(order.workload, Workload):
-        bare = {1: "a bare call with 1 row", 256: "a bare call with 256 rows"}
-        call = partial(_call, workload=order.workload, seconds=order.seconds)
-        cases += (Case(label, order.workload, partial(call, rows=rows)) for rows, label in bare.items())
-    cases.append(_hold("10 events/s", 10, order, bare.get(1)))
-    for share in (0.1, 0.5, 0.9):
-        label = f"{share:.0%} of capacity: {capacity * share:,.0f} events/s"
-        cases.append(_hold(label, capacity * share, order, bare.get(256)))
+    if isinstance(workload, Workload):
+        call = partial(_call, workload=workload, seconds=order.seconds)
+        cases += (Case(f"a bare call, rows: {rows}", workload, partial(call, rows=rows)) for rows in (1, 256))
+    for label, rate in steady.items():
+        held = partial(Servers.hold, workload=workload, rate=rate, seconds=order.seconds)
+        copy = f"copy, {label}"
+        cases.append(Case(copy, workload, partial(held, subject=Copy())))
+        cases.append(Case(f"headrace, {label}", workload, partial(held, subject=order.bridge()), copy))
     return cases
 
 
@@ -196,6 +206,7 @@ SCENARIOS: dict[str, Callable[[Order], list[Case]]] = {
     for scenario in (
         backlog,
         rates,
+        heavy,
         delivery,
         batch,
         size,
@@ -222,11 +233,6 @@ def _drain(
 ) -> Case:
     measure = partial(Servers.drain, subject=subject, workload=workload, events=events, cores=cores)
     return Case(label, workload, measure, beside)
-
-
-def _hold(label: str, rate: float, order: Order, beside: str | None) -> Case:
-    measure = partial(Servers.hold, subject=order.bridge(), workload=order.workload, rate=rate, seconds=order.seconds)
-    return Case(label, order.workload, measure, beside)
 
 
 def _call(servers: Servers, workload: Workload, rows: int, seconds: float) -> Figures:

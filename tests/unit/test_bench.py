@@ -65,7 +65,7 @@ def test_events_are_of_the_asked_size(form: str) -> None:
 
 @pytest.mark.parametrize(("name", "own"), [*((name, False) for name in SCENARIOS), *((name, True) for name in OWN)])
 def test_what_a_case_is_compared_with_is_in_its_scenario(name: str, own: bool) -> None:
-    order = Order(events=100_000, seconds=1.0, capacity=lambda: 50_000.0)
+    order = Order(events=100_000, seconds=1.0, capacity=lambda *_: 50_000.0)
     if own:
         order = replace(order, workload=OwnEvents((b"{}",), 3))
     cases = SCENARIOS[name](order)

@@ -1,6 +1,7 @@
 """How a partition begins: claimed first, and only then asked where."""
 
 import asyncio
+from types import SimpleNamespace
 from typing import Any
 
 from aiokafka import TopicPartition
@@ -8,6 +9,7 @@ from aiokafka import TopicPartition
 from bridge.config import parse
 from bridge.observe.telemetry import Telemetry
 from bridge.offsets import PartitionEpoch
+from bridge.source.client import GroupConsumer
 from bridge.source.kafka import KafkaSource
 from tests.support import pipeline
 
@@ -89,3 +91,25 @@ def test_a_member_that_does_not_hear_its_group_claims_nothing_until_it_does() ->
     scripted = Scripted()
     assert begin(scripted, silent=60.0).ready
     assert scripted.asked == ["claim", "committed", ("seek", 9)]
+
+
+def test_fetches_from_one_broker_keep_a_distance_and_from_another_do_not_wait() -> None:
+    sent: list[tuple[int, float]] = []
+
+    async def fetch(assignment: Any, node: int, request: Any) -> bool:
+        sent.append((node, asyncio.get_running_loop().time()))
+        return True
+
+    async def run() -> None:
+        consumer = GroupConsumer(CONFIG)
+        consumer._closed = True  # it is never started
+        consumer._fetcher = SimpleNamespace(_proc_fetch_request=fetch)
+        consumer._pace_fetches()
+        paced = consumer._fetcher._proc_fetch_request
+        assert await paced(None, 1, None)
+        await asyncio.gather(paced(None, 1, None), paced(None, 2, None))
+
+    asyncio.run(run())
+    nodes, times = zip(*sent, strict=True)
+    assert nodes == (1, 2, 1)
+    assert times[2] - times[0] > 0.009
