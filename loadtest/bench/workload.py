@@ -5,7 +5,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -21,7 +21,7 @@ POISON = 1e9
 """The value of the first feature that a picky model refuses."""
 
 
-class Events(Protocol):
+class Events(Hashable, Protocol):
     """What may flow; event n has the key n, and is in partition n modulo `partitions`."""
 
     @property
