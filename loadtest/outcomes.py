@@ -151,10 +151,23 @@ def _tally(servers: Servers, job: Job, events: int, ended: int) -> Tally:
     places = [TopicPartition(job.source, number) for number in range(job.workload.partitions)]
     (future,) = admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions(job.target, places)]).values()
     committed = {place.partition: place.offset for place in future.result(30).topic_partitions}
+    return tally(events, results, letters, [committed.get(place.partition, -1) for place in places], ended)
+
+
+def tally(events: int, results: Counter[int], letters: set[int], committed: list[int], ended: int) -> Tally:
+    """What came of events that were written to their partitions in turn.
+
+    Args:
+        events: how many there were.
+        results: event -> its results.
+        letters: events with a dead letter.
+        committed: for each partition the offset where the group goes on; negative where it has none.
+        ended: how often the program ended.
+    """
     without = [number for number in range(events) if number not in results and number not in letters]
-    behind = [n for n in without if n // len(places) < committed.get(n % len(places), -1)]
+    lost = sum(number // len(committed) < committed[number % len(committed)] for number in without)
     doubled = sum(results.values()) - len(results)
-    return Tally(events, len(results), doubled, len(letters), len(behind), len(without) - len(behind), ended)
+    return Tally(events, len(results), doubled, len(letters), lost, len(without) - lost, ended)
 
 
 def main() -> None:

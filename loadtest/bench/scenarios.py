@@ -146,11 +146,12 @@ def partitions(order: Order) -> list[Case]:
 def workers(order: Order) -> list[Case]:
     """Processes of one pipeline: all on this machine's cores, and each on a quarter of one, so that some are free."""
     cases = []
-    for share, cores, fewer in (("", None, 1), (", a quarter of a core each", 0.25, 4)):
-        for n in (1, 2, 4):
-            bridge = order.bridge(options=("--workers", str(n)) if n > 1 else ())
-            label, beside = f"{n} workers{share}", f"1 workers{share}" if n > 1 else None
-            cases.append(_drain(label, bridge, order.workload, order.events // fewer, beside, cores))
+    for share, cores in (("", None), (", a quarter of a core each", 0.25)):
+        one = f"1 worker{share}"
+        cases.append(_drain(one, order.bridge(), order.workload, order.events, cores=cores))
+        for n in (2, 4):
+            bridge = order.bridge(options=("--workers", str(n)))
+            cases.append(_drain(f"{n} workers{share}", bridge, order.workload, order.events, one, cores))
     return cases
 
 
