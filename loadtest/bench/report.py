@@ -93,6 +93,7 @@ svg {{ max-width: 100%; height: auto }}
 
 def _plot(rows: Sequence[Row]) -> str:
     """Bars: throughput, CPU by process, and latency, as far as there are figures."""
+    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     rows = [row for row in rows if row.rounds]
@@ -108,7 +109,8 @@ def _plot(rows: Sequence[Row]) -> str:
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].invert_yaxis()
     drawn = io.StringIO()
-    figure.savefig(drawn, format="svg")
+    with rc_context({"svg.fonttype": "none"}):  # text stays text: a fraction of the size
+        figure.savefig(drawn, format="svg")
     return drawn.getvalue()[drawn.getvalue().index("<svg") :]
 
 
