@@ -5,7 +5,6 @@ main.py BROKERS SOURCE TARGET MODEL_ADDRESS MODEL FEATURES
 
 import asyncio
 import sys
-import tempfile
 from typing import Any
 
 import faust
@@ -19,7 +18,7 @@ app = faust.App(
     target,
     broker=[f"kafka://{broker}" for broker in brokers.split(",")],
     store="memory://",
-    datadir=tempfile.mkdtemp(prefix="headrace-bench-faust-"),
+    datadir=f"{target}-faust",  # in the working folder, which goes away
     consumer_auto_offset_reset="earliest",
     topic_partitions=6,
 )
