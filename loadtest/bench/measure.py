@@ -111,7 +111,7 @@ class Servers:
         seconds: float,
         meanwhile: Callable[[], None] | None = None,
     ) -> Figures:
-        """Have the subject keep up with a fixed rate, and after a third of the time do something else too.
+        """Have the subject keep up with a fixed rate, and do something else meanwhile.
 
         Raises:
             BenchFailed: it ended, results are missing at the end, or `meanwhile` has not ended before.
@@ -123,7 +123,7 @@ class Servers:
             stop = threading.Event()
 
             def wait() -> None:
-                if meanwhile is not None and not stop.wait(_LEAD + seconds / 3):
+                if meanwhile is not None and not stop.wait(_LEAD):
                     meanwhile()
 
             before, begun = self._cpu(process), time.monotonic()

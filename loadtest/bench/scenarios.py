@@ -143,6 +143,10 @@ def partitions(order: Order) -> list[Case]:
     return _beside_copy("{} partitions", "partitions", (1, 6, 24, 96), order, 96)
 
 
+_LOADING = 60.0
+"""Seconds that a version may take to load on a busy machine."""
+
+
 def workers(order: Order) -> list[Case]:
     """Processes of one pipeline: all on this machine's cores, and each on a quarter of one, so that some are free."""
     cases = []
@@ -171,7 +175,7 @@ def swap(order: Order) -> list[Case]:
 
     def held(servers: Servers, swapping: Callable[[Servers], None] | None) -> Figures:
         meanwhile = partial(swapping, servers) if swapping else None
-        return servers.hold(Bridge(), workload, 5_000.0, order.seconds, meanwhile)
+        return servers.hold(Bridge(), workload, 5_000.0, max(_LOADING, order.seconds), meanwhile)
 
     return [
         Case(label, workload, partial(held, swapping=swapping), "no swap" if swapping else None)
