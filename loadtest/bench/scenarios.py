@@ -143,10 +143,6 @@ def partitions(order: Order) -> list[Case]:
     return _beside_copy("{} partitions", "partitions", (1, 6, 24, 96), order, 96)
 
 
-_LOADING = 60.0
-"""Seconds that a version may take to load on a busy machine."""
-
-
 def workers(order: Order) -> list[Case]:
     """Processes of one pipeline: all on this machine's cores, and each on a quarter of one, so that some are free."""
     cases = []
@@ -166,6 +162,10 @@ def depth(order: Order) -> list[Case]:
         _drain(short, order.bridge(), order.workload, order.events),
         _drain(long, order.bridge(), order.workload, 25 * order.events, short),
     ]
+
+
+_LOADING = 60.0
+"""Seconds that a version may take to load on a busy machine."""
 
 
 def swap(order: Order) -> list[Case]:
