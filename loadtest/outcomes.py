@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, TopicPartition
+from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
 from rich.console import Console
 from rich.table import Table
@@ -28,14 +28,17 @@ from rich.table import Table
 from headrace.rig.kafka import KafkaCluster
 from headrace.rig.triton import TritonRig
 from loadtest.bench.measure import Servers
-from loadtest.bench.subjects import Bridge, Job, Subject, peers
+from loadtest.bench.subjects import IN_PROCESS, Bridge, Job, Subject, peers
 from loadtest.bench.workload import Workload, feed, make_models
 from loadtest.trouble import read
 
 _EVENTS = 2_000
 _RATE = 100
 _SECONDS, _DIES, _BACK = 45.0, 10.0, 25.0
-_STANDSTILL = 40.0  # longer than a session timeout takes to give the partitions of one that died to its successor
+_LONGEST_PAUSE = 8.0  # before one that has ended is started again
+_STANDSTILL = 60.0  # longer than it takes until a successor has the partitions of one that died
+_SETTLED = 15.0  # after as many outcomes as events: some may still come twice
+_LONGEST = 240.0  # one that never stops ending
 
 
 @dataclass(frozen=True)
@@ -92,55 +95,74 @@ def dead_model(servers: Servers, subject: Subject) -> Tally:
     source = f"dead-model-{subject.name}"
     servers.create({source: workload.partitions})
     job = servers.job(workload, source)
-    begun, stop = time.monotonic(), threading.Event()
-    alive = [True]
-
-    def turn() -> None:
-        away = _DIES <= time.monotonic() - begun < _BACK
-        if away and alive[0]:
-            triton.process.kill_all()
-        elif not away and not alive[0]:
-            triton.launch()
-        alive[0] = not away
-
+    stop = threading.Event()
     with ThreadPoolExecutor(1) as pool:
-        feeding = pool.submit(feed, servers.kafka.bootstrap_servers, source, workload, _RATE, _SECONDS, stop)
+        begun, feeding, alive = 0.0, None, True
+
+        def turn() -> None:
+            nonlocal begun, feeding, alive
+            if feeding is None:
+                begun = time.monotonic()
+                feeding = pool.submit(feed, job.bootstrap, source, workload, _RATE, _SECONDS, stop)
+            away = _DIES <= time.monotonic() - begun < _BACK
+            if away and alive:
+                triton.process.kill_all()
+            elif not away and not alive:
+                triton.launch()
+            alive = not away
+
+        def written() -> int | None:
+            return feeding.result()[1] if feeding is not None and feeding.done() else None
+
         try:
-            written = lambda: feeding.result()[1] if feeding.done() else None  # noqa: E731
             ended = _supervised(servers, subject, job, written, turn)
         finally:
             stop.set()
+        events = written()
     triton.wait_ready()
-    return _tally(servers, job, feeding.result()[1], ended)
+    assert events is not None, "it has been waited for"
+    return _tally(servers, job, events, ended)
 
 
 def _supervised(
     servers: Servers, subject: Subject, job: Job, events: Callable[[], int | None], turn: Callable[[], None]
 ) -> int:
-    """Run it, again and again if it must be, until nothing moves any more; how often it ended."""
-    consumer = Consumer({"bootstrap.servers": servers.kafka.bootstrap_servers, "group.id": "outcomes"})
+    """Run it, again and again if it must be, until nothing moves any more; how often it ended.
+
+    Args:
+        servers: where.
+        subject: what.
+        job: what it has to do.
+        events: how many there are in all, once that is known.
+        turn: called again and again once it is ready.
+    """
     places = [TopicPartition(job.target, number) for number in range(job.workload.partitions)]
     places.append(TopicPartition(f"{job.target}-dead", 0))
-    ended, done, moved = 0, 0, time.monotonic()
-    with contextlib.ExitStack() as running:
-        process, back = running.enter_context(subject.start(job)), 0.0
+    consumer = Consumer({"bootstrap.servers": job.bootstrap, "group.id": "outcomes"})
+    with contextlib.closing(consumer), contextlib.ExitStack() as running:
+        process = running.enter_context(subject.start(job))
+        servers.wait_ready(process)
+        begun = moved = time.monotonic()
+        ended, done, again = 0, 0, 0.0
         while True:
             turn()
             time.sleep(0.1)
             now = time.monotonic()
             if process.running:
-                back = now + min(8.0, 2.0**ended)
-            elif now >= back:
-                ended += 1
-                process = running.enter_context(subject.start(job))
-            found = sum(consumer.get_watermark_offsets(place, timeout=30)[1] for place in places)
-            if found != done:
-                done, moved = found, now
+                again = now + min(_LONGEST_PAUSE, 2.0**ended)
+            else:
+                moved = now  # it will go on
+                if now >= again:
+                    ended += 1
+                    process = running.enter_context(subject.start(job))
+            with contextlib.suppress(KafkaException):  # leaders are being elected
+                found = sum(consumer.get_watermark_offsets(place, timeout=30)[1] for place in places)
+                if found != done:
+                    done, moved = found, now
             total = events()
             if total is None:
                 moved = now
-            elif now - moved > (5.0 if done >= total else _STANDSTILL):
-                consumer.close()
+            elif now - moved > (_SETTLED if done >= total else _STANDSTILL) or now - begun > _LONGEST:
                 return ended
 
 
@@ -187,19 +209,21 @@ def main() -> None:
         make_models(home / "models", [Workload()])
         with KafkaCluster() as kafka, TritonRig(home / "models") as triton:
             servers = Servers(kafka, triton.address, triton, home)
-            for name in arguments.subjects or known:
+            for name in dict.fromkeys(arguments.subjects or known):
                 for part, run in (("a bad record", bad_record), ("a dead model", dead_model)):
+                    if run is dead_model and name in IN_PROCESS:
+                        continue
                     with console.status(f"{name}: {part}"):
                         found[part][name] = run(servers, known[name])
     for part, tallies in found.items():
         table = Table(title=part, title_justify="left")
         for column in ("", "events", "results", "doubled", "dead letters", "lost", "waiting", "ended"):
             table.add_column(column, justify="right" if column else "left")
-        for name, tally in tallies.items():
-            table.add_row(name, *(f"{value:,}" for value in asdict(tally).values()))
+        for name, what in tallies.items():
+            table.add_row(name, *(f"{value:,}" for value in asdict(what).values()))
         console.print(table)
     if arguments.out:
-        told = {part: {name: asdict(tally) for name, tally in tallies.items()} for part, tallies in found.items()}
+        told = {part: {name: asdict(what) for name, what in tallies.items()} for part, tallies in found.items()}
         arguments.out.write_text(json.dumps(told, indent=1) + "\n")
 
 

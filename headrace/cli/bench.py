@@ -44,7 +44,7 @@ def bench(
     """Measure throughput, CPU and latency on a real Kafka and a real Triton started here, or on a pipeline of yours.
 
     Scenarios: backlog, rates, heavy, delivery, batch, size, features, partitions, workers, depth, model, swap, poison;
-    or all.
+    or all. Workers needs root, depth the disk for 25 times the events.
     Figures are medians over the rounds with the least and the most. They differ from machine to machine: compare the
     ratios.
     """

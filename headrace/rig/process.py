@@ -141,7 +141,8 @@ class ServerProcess:
 
     def kill_all(self) -> None:
         """End it at once, and with it the processes it has started, where those would outlive it."""
-        os.killpg(self.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)  # it leads a group of its own, since its session is its own
         self._process.wait()
 
     def __enter__(self) -> Self:

@@ -111,7 +111,7 @@ class Servers:
         seconds: float,
         meanwhile: Callable[[], None] | None = None,
     ) -> Figures:
-        """Have the subject keep up with a fixed rate, and do something else meanwhile.
+        """Have the subject keep up with a fixed rate; `meanwhile` is called once, in a thread, when measuring begins.
 
         Raises:
             BenchFailed: it ended, results are missing at the end, or `meanwhile` has not ended before.
@@ -166,8 +166,12 @@ class Servers:
         """The subject at work, once it says that it is ready, and the topic of its results."""
         job = self.job(workload, source)
         with subject.start(job) as process:
-            process.wait_ready(lambda: _READY.search(process.log.read_text(errors="replace")) is not None, 120)
+            self.wait_ready(process)
             yield process, job.target
+
+    def wait_ready(self, process: ServerProcess) -> None:
+        """Until the subject says that it is ready."""
+        process.wait_ready(lambda: _READY.search(process.log.read_text(errors="replace")) is not None, 120)
 
     def job(self, workload: Events, source: str) -> Job:
         """What is to be done with the events of a topic; the topics of their outcomes are made."""

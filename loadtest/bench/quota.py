@@ -20,24 +20,24 @@ def quota(pid: int, cores: float) -> Iterator[None]:
     """
     legacy = _CONTROLLER.is_dir()
     root = _CONTROLLER if legacy else _UNIFIED
-    group, before = root / f"headrace-bench-{pid}", root / _group(pid, "cpu" if legacy else "") / "cgroup.procs"
+    group = root / f"headrace-bench-{pid}"
+    before = root
     try:
-        group.mkdir()
-        if legacy:
-            (group / "cpu.cfs_period_us").write_text(str(_PERIOD_US))
-            (group / "cpu.cfs_quota_us").write_text(str(int(cores * _PERIOD_US)))
-        else:
-            (group / "cpu.max").write_text(f"{int(cores * _PERIOD_US)} {_PERIOD_US}")
-        (group / "cgroup.procs").write_text(str(pid))
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            group.rmdir()
-        raise HeadraceError(f"{group}: cannot limit the CPU of a process here: {error.strerror}") from None
-    try:
+        try:
+            before = root / _group(pid, "cpu" if legacy else "")
+            group.mkdir()
+            if legacy:
+                (group / "cpu.cfs_period_us").write_text(str(_PERIOD_US))
+                (group / "cpu.cfs_quota_us").write_text(str(int(cores * _PERIOD_US)))
+            else:
+                (group / "cpu.max").write_text(f"{int(cores * _PERIOD_US)} {_PERIOD_US}")
+            (group / "cgroup.procs").write_text(str(pid))
+        except OSError as error:
+            raise HeadraceError(f"{group}: cannot limit the CPU of a process here: {error.strerror}") from None
         yield
     finally:
-        with contextlib.suppress(OSError):  # it may have ended
-            before.write_text(str(pid))
+        with contextlib.suppress(OSError):  # it may have ended, or the group never begun
+            ((before if before.is_dir() else root) / "cgroup.procs").write_text(str(pid))
         with contextlib.suppress(OSError):
             group.rmdir()
 

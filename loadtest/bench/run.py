@@ -8,15 +8,18 @@ from functools import cache, partial
 from itertools import product
 from pathlib import Path
 
+import psutil
+
 from bridge.config import Pipeline
+from bridge.errors import HeadraceError
 from headrace.rig.kafka import KafkaCluster
-from headrace.rig.process import ServerFailed
 from headrace.rig.triton import TritonRig
-from loadtest.bench.measure import BenchFailed, Figures, Servers
+from loadtest.bench.measure import Figures, Servers
 from loadtest.bench.own import OwnBridge, OwnEvents
 from loadtest.bench.scenarios import SCENARIOS, Case, Order
 from loadtest.bench.subjects import Subject
 from loadtest.bench.workload import Workload, make_models
+from serving.errors import ServingError
 
 Told = Callable[[str, int, int], None]
 """What is done now, how many measurements are done, and how many there are in all."""
@@ -78,7 +81,7 @@ def run(
                 if row.failure is None:
                     try:
                         row.rounds.append(case.measure(servers))
-                    except (BenchFailed, ServerFailed) as error:
+                    except (HeadraceError, ServingError, psutil.Error) as error:
                         row.failure = str(error)
         told("done", total, total)
     return results

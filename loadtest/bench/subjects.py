@@ -160,6 +160,10 @@ _JAVA = ("-Xmx2g", *(f"--add-opens=java.base/java.{name}=ALL-UNNAMED" for name i
 _VARIANTS = {"flink": {"flink": ("1",), "flink_batched": ("256",)}}
 
 
+IN_PROCESS = ("kafka_streams", "mlserver")
+"""Peers with the model in their own process: no server can die on them."""
+
+
 def peers() -> dict[str, Peer]:
     """All peers by name, installed or not."""
     folders = sorted(path.parent.name for name in ("main.py", "pom.xml") for path in PEERS.glob(f"*/{name}"))
