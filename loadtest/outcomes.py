@@ -38,7 +38,7 @@ _SECONDS, _DIES, _BACK = 45.0, 10.0, 25.0
 _LONGEST_PAUSE = 8.0  # before one that has ended is started again
 _STANDSTILL = 60.0  # longer than it takes until a successor has the partitions of one that died
 _SETTLED = 15.0  # after as many outcomes as events: some may still come twice
-_LONGEST = 240.0  # one that never stops ending
+_LONGEST = 120.0  # one that never stops ending
 
 
 @dataclass(frozen=True)
@@ -215,6 +215,9 @@ def main() -> None:
                         continue
                     with console.status(f"{name}: {part}"):
                         found[part][name] = run(servers, known[name])
+                    if arguments.out:
+                        told = {p: {n: asdict(what) for n, what in tallies.items()} for p, tallies in found.items()}
+                        arguments.out.write_text(json.dumps(told, indent=1) + "\n")
     for part, tallies in found.items():
         table = Table(title=part, title_justify="left")
         for column in ("", "events", "results", "doubled", "dead letters", "lost", "waiting", "ended"):
@@ -222,9 +225,6 @@ def main() -> None:
         for name, what in tallies.items():
             table.add_row(name, *(f"{value:,}" for value in asdict(what).values()))
         console.print(table)
-    if arguments.out:
-        told = {part: {name: asdict(what) for name, what in tallies.items()} for part, tallies in found.items()}
-        arguments.out.write_text(json.dumps(told, indent=1) + "\n")
 
 
 if __name__ == "__main__":
