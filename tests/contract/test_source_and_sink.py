@@ -20,7 +20,7 @@ from bridge.sink.kafka import KafkaSink
 from bridge.sink.transactional import TransactionalSink
 from bridge.source import Source
 from bridge.source.kafka import KafkaSource
-from tests.support import Broker, pipeline
+from tests.support import Broker, pipeline, until
 
 PARTITIONS = 3
 
@@ -283,6 +283,12 @@ def test_the_lag_counts_what_is_not_finished(world: World) -> None:
     consuming(world.source, body)
 
 
+def seen(read: Callable[[], list[Any]], records: int) -> list[Any]:
+    """All that a reader sees, once there is so much: a transaction shows a moment after it is acknowledged."""
+    until(lambda: len(read()) >= records, 30, f"{records} records")
+    return read()
+
+
 async def writing(world: World, body: Callable[[Sink, list[PartitionEpoch]], Awaitable[Any]]) -> Any:
     """A sink with three claimed partitions that have a thousand events each."""
     async with asyncio.TaskGroup() as tasks:
@@ -325,11 +331,12 @@ def test_writes_keep_their_order_and_are_settled_once(world: World) -> None:
 
     asyncio.run(writing(world, body))
     assert sorted(settled) == [(n, True) for n in range(200)]
+    results = seen(world.results, sum(n % 4 + 1 for n in range(200)))
     for partition in range(PARTITIONS):
-        written = [record.value for record in world.results() if record.partition == partition]
+        written = [record.value for record in results if record.partition == partition]
         expected = [b"%d-%d" % (n, m) for n in range(200) if n % PARTITIONS == partition for m in range(n % 4 + 1)]
         assert written == expected
-    record = world.results()[0]
+    record = results[0]
     assert (record.key, record.timestamp, list(record.headers)) == (b"k", 1000, [("h", b"x")])
 
 
@@ -346,8 +353,8 @@ def test_what_is_written_for_several_topics_settles_together(world: World) -> No
             await settled.wait()
 
     asyncio.run(writing(world, body))
-    assert [record.value for record in world.results()] == [b"result"]
-    assert [record.value for record in world.letters()] == [b"letter"]
+    assert [record.value for record in seen(world.results, 1)] == [b"result"]
+    assert [record.value for record in seen(world.letters, 1)] == [b"letter"]
 
 
 @both
@@ -381,7 +388,7 @@ def test_a_stop_ends_in_time_and_what_is_written_before_is_there(world: World) -
 
     asyncio.run(writing(world, body))
     assert time.monotonic() - begun < 10
-    assert [record.value for record in world.results()] == [b"x"]
+    assert [record.value for record in seen(world.results, 1)] == [b"x"]
 
 
 def _epoch(topic: str, partition: int) -> PartitionEpoch:
