@@ -142,28 +142,60 @@ def _supervised(
     with contextlib.closing(consumer), contextlib.ExitStack() as running:
         process = running.enter_context(subject.start(job))
         servers.wait_ready(process)
-        begun = moved = time.monotonic()
-        ended, done, again = 0, 0, 0.0
+        supervisor, done = Supervisor(time.monotonic()), 0
         while True:
             turn()
             time.sleep(0.1)
             now = time.monotonic()
-            if process.running:
-                again = now + min(_LONGEST_PAUSE, 2.0**ended)
-            else:
-                moved = now  # it will go on
-                if now >= again:
-                    ended += 1
-                    process = running.enter_context(subject.start(job))
+            if supervisor.starts_again(process.running, now):
+                process = running.enter_context(subject.start(job))
             with contextlib.suppress(KafkaException):  # leaders are being elected
-                found = sum(consumer.get_watermark_offsets(place, timeout=30)[1] for place in places)
-                if found != done:
-                    done, moved = found, now
-            total = events()
-            if total is None:
-                moved = now
-            elif now - moved > (_SETTLED if done >= total else _STANDSTILL) or now - begun > _LONGEST:
-                return ended
+                done = sum(consumer.get_watermark_offsets(place, timeout=30)[1] for place in places)
+            if supervisor.over(done, events(), now):
+                return supervisor.ended
+
+
+class Supervisor:
+    """When a program is started again, and when no more can come of it. Pure.
+
+    Args:
+        now: seconds of a monotonic clock.
+
+    Attributes:
+        ended: how often the program has ended and been started again.
+    """
+
+    def __init__(self, now: float) -> None:
+        self.ended = 0
+        self._begun = self._moved = now
+        self._again = now
+        self._done = 0
+
+    def starts_again(self, running: bool, now: float) -> bool:
+        """Whether it is to be started again now: 1, 2, 4, then 8 seconds after it has ended."""
+        if running:
+            self._again = now + min(_LONGEST_PAUSE, 2.0**self.ended)
+            return False
+        self._moved = now  # it will go on
+        if now < self._again:
+            return False
+        self.ended += 1
+        return True
+
+    def over(self, done: int, events: int | None, now: float) -> bool:
+        """Whether to stop waiting.
+
+        Args:
+            done: outcomes so far.
+            events: that there are in all; None while that is not known.
+            now: seconds of the same clock.
+        """
+        if done != self._done or events is None:
+            self._done, self._moved = done, now
+        if events is None:
+            return False
+        patience = _SETTLED if done >= events else _STANDSTILL
+        return now - self._moved > patience or now - self._begun > _LONGEST
 
 
 def _tally(servers: Servers, job: Job, events: int, ended: int) -> Tally:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import orjson
 import psutil
 from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
@@ -104,17 +105,12 @@ class Servers:
             return self.watch(process, self.counter(subject, workload, source, target), events)
 
     def hold(
-        self,
-        subject: Subject,
-        workload: Events,
-        rate: float,
-        seconds: float,
-        meanwhile: Callable[[], None] | None = None,
+        self, subject: Subject, workload: Events, rate: float, seconds: float, swap: Workload | None = None
     ) -> Figures:
-        """Have the subject keep up with a fixed rate; `meanwhile` is called once, in a thread, when measuring begins.
+        """Have the subject keep up with a fixed rate; a new version of the model of `swap` loads when measuring begins.
 
         Raises:
-            BenchFailed: it ended, results are missing at the end, or `meanwhile` has not ended before.
+            BenchFailed: it ended, results are missing at the end, or the last are not by the new version.
         """
         self._number += 1
         source = f"steady-{self._number}"
@@ -122,22 +118,24 @@ class Servers:
         with self.running(subject, workload, source) as (process, target):
             stop = threading.Event()
 
-            def wait() -> None:
-                if meanwhile is not None and not stop.wait(_LEAD):
-                    meanwhile()
+            def swapped() -> str | None:
+                return self._swap(swap) if swap is not None and not stop.wait(_LEAD) else None
 
             before, begun = self._cpu(process), time.monotonic()
             with ThreadPoolExecutor(2) as pool:
                 length = seconds + _LEAD
                 feeding = pool.submit(feed, self.kafka.bootstrap_servers, source, workload, rate, length, stop)
-                doing = pool.submit(wait)
+                swapping = pool.submit(swapped)
                 try:
-                    arrived = self._arrivals(process, target, workload, int(rate * length))
-                    if not doing.done():
-                        raise BenchFailed("what was to happen meanwhile takes longer; raise --seconds")
+                    arrived, last = self._arrivals(process, target, workload, int(rate * length))
+                    if not swapping.done():
+                        raise BenchFailed("the new version takes longer to load; raise --seconds")
                 finally:
                     stop.set()
-            doing.result()
+            newest = swapping.result()
+            made_by = {str(orjson.loads(value)["model_version"]) for value in last.values()} if newest else set()
+            if newest and made_by != {newest}:
+                raise BenchFailed(f"version {newest} is loaded, but the last results are by {', '.join(made_by)}")
             took, after = time.monotonic() - begun, self._cpu(process)
             memory = process_memory(process)
         first_due, events = feeding.result()
@@ -145,16 +143,17 @@ class Servers:
         cpu = {name: (after[name] - before[name]) / events * 1e6 for name in before}
         return Figures(events / took, cpu, [memory], _percentiles(waits))
 
-    def swap(self, workload: Workload) -> None:
-        """Publish the model's first version once more, as its newest; back when it serves."""
+    def _swap(self, workload: Workload) -> str:
+        """Put the model's first version in once more, as its newest; its number, once it serves."""
         model = self._home / "models" / workload.model_name
-        newest = max(int(version.name) for version in model.iterdir() if version.name.isdigit())
-        shutil.copytree(model / "1", model / str(newest + 1))
+        number = 1 + max(int(version.name) for version in model.iterdir() if version.name.isdigit())
+        shutil.copytree(model / "1", model / str(number))
         control = TritonControl(self.model)
         try:
             control.load(workload.model_name)
         finally:
             control.close()
+        return str(number)
 
     def call(self, workload: Workload, rows: int, seconds: float) -> Figures:
         """Ask the model alone, one call after the other, over the bridge's own client."""
@@ -235,8 +234,10 @@ class Servers:
 
         return written
 
-    def _arrivals(self, process: ServerProcess, target: str, workload: Events, events: int) -> dict[int, float]:
-        """Event -> when a read_committed reader first had its result, in seconds since 1970."""
+    def _arrivals(
+        self, process: ServerProcess, target: str, workload: Events, events: int
+    ) -> tuple[dict[int, float], dict[int, bytes]]:
+        """Event -> when a read_committed reader had its result, in seconds since 1970; and partition -> the last."""
         consumer = Consumer(
             {
                 "bootstrap.servers": self.kafka.bootstrap_servers,
@@ -248,6 +249,7 @@ class Servers:
         )
         consumer.assign([TopicPartition(target, number, 0) for number in range(workload.partitions)])
         arrived: dict[int, float] = {}
+        last: dict[int, bytes] = {}
         moved = time.monotonic()
         try:
             while len(arrived) < events:
@@ -257,12 +259,13 @@ class Servers:
                 for message in found:
                     if message.error() is None:
                         arrived.setdefault(int(message.key()), now)
+                        last[message.partition()] = message.value()
                 if found:
                     moved = time.monotonic()
                 self._check(process, time.monotonic() - moved, f"{len(arrived)} of {events} events")
         finally:
             consumer.close()
-        return arrived
+        return arrived, last
 
     def _check(self, process: ServerProcess, still: float, where: str) -> None:
         if not process.running:

@@ -47,7 +47,7 @@ def columns(rows: Sequence[Row]) -> list[Column]:
 def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     """Titles, and for each row its texts: median (least to most), then the ratios to the row beside which it stands."""
     by_label = {row.label: row for row in rows}
-    shown = columns(rows)
+    shown = columns(rows) or COLUMNS[:1]
     compared = any(row.beside for row in rows)
     body = []
     for row in rows:

@@ -35,6 +35,8 @@ class Row:
     failure: str | None = None
 
 
+_FAILED = (HeadraceError, ServingError, psutil.Error)
+
 Results = dict[str, list[Row]]
 """scenario -> its rows."""
 
@@ -59,7 +61,7 @@ def run(
         peers: to measure beside the bridge.
         own: the user's pipeline and events, in place of made-up ones.
 
-    A case that fails is not tried again; the others go on.
+    A case that fails is not tried again, nor a scenario whose capacity cannot be measured; the others go on.
 
     Raises:
         HeadraceError: a server cannot run here.
@@ -70,8 +72,14 @@ def run(
         order = replace(order, workload=own[1], bridge=partial(OwnBridge, base=own[0]))
     with _servers(scenarios, order, own[0].model.address if own else None) as servers:
         order = replace(order, capacity=cache(lambda *asked: servers.drain(order.bridge(), *asked).events_per_second))
-        cases = {name: SCENARIOS[name](order) for name in scenarios}
-        results = {name: [Row(case.label, case.beside) for case in cases[name]] for name in scenarios}
+        cases: dict[str, list[Case]] = {}
+        results: Results = {}
+        for name in scenarios:
+            try:
+                cases[name] = SCENARIOS[name](order)
+                results[name] = [Row(case.label, case.beside) for case in cases[name]]
+            except _FAILED as error:  # its capacity could not be measured
+                results[name] = [Row("capacity", None, failure=str(error))]
         total, done = rounds * sum(map(len, cases.values())), 0
         # Rounds outside, cases inside: what the machine does meanwhile falls on all of them alike.
         for number, (name, found_cases) in product(range(rounds), cases.items()):
@@ -81,7 +89,7 @@ def run(
                 if row.failure is None:
                     try:
                         row.rounds.append(case.measure(servers))
-                    except (HeadraceError, ServingError, psutil.Error) as error:
+                    except _FAILED as error:
                         row.failure = str(error)
         told("done", total, total)
     return results

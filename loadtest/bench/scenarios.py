@@ -171,15 +171,12 @@ _LOADING = 60.0
 def swap(order: Order) -> list[Case]:
     """A new version of the model while events flow, at 5,000 events/s."""
     workload = Workload(features=31)  # a model of its own, since it has two versions from then on
-    cases = {"no swap": None, "a swap": partial(Servers.swap, workload=workload)}
-
-    def held(servers: Servers, swapping: Callable[[Servers], None] | None) -> Figures:
-        meanwhile = partial(swapping, servers) if swapping else None
-        return servers.hold(Bridge(), workload, 5_000.0, max(_LOADING, order.seconds), meanwhile)
-
+    held = partial(
+        Servers.hold, subject=Bridge(), workload=workload, rate=5_000.0, seconds=max(_LOADING, order.seconds)
+    )
     return [
-        Case(label, workload, partial(held, swapping=swapping), "no swap" if swapping else None)
-        for label, swapping in cases.items()
+        Case("no swap", workload, held),
+        Case("a swap", workload, partial(held, swap=workload), "no swap"),
     ]
 
 

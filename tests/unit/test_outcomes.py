@@ -1,19 +1,10 @@
-"""How the benchmark tells what came of every event in trouble, and how it gives a process a share of a core."""
+"""How the benchmark tells what came of every event in trouble."""
 
-import os
-import subprocess
-import sys
 from collections import Counter
-from pathlib import Path
 
 import orjson
-import pytest
 
-from loadtest.bench.quota import quota
-from loadtest.outcomes import OneBroken, Tally, tally
-
-LEGACY = Path("/sys/fs/cgroup/cpu")
-CGROUPS = LEGACY if LEGACY.is_dir() else Path("/sys/fs/cgroup")
+from loadtest.outcomes import OneBroken, Supervisor, Tally, tally
 
 
 def test_an_event_without_an_outcome_is_lost_where_the_group_has_passed_it_and_waits_where_not() -> None:
@@ -36,22 +27,41 @@ def test_exactly_one_event_is_broken() -> None:
     assert [number for number, value in enumerate(values) if not readable(value)] == [len(values) // 2]
 
 
-def may_limit() -> bool:
-    shared = CGROUPS / "cgroup.subtree_control"
-    return os.access(CGROUPS, os.W_OK) and (
-        LEGACY.is_dir() or (shared.exists() and "cpu" in shared.read_text().split())
-    )
+def test_what_has_ended_is_started_again_after_pauses_that_double() -> None:
+    supervisor = Supervisor(0.0)
+    started, running = [], True
+    for now in range(60):
+        if supervisor.starts_again(running, float(now)):
+            started.append(now)
+            running = True
+        else:
+            running = running and now in started  # it ends as soon as it runs
+    assert started == [1, 4, 9, 18, 27, 36, 45, 54]
+    assert supervisor.ended == len(started)
 
 
-@pytest.mark.skipif(not may_limit(), reason="this user, or this machine, cannot limit processes")
-def test_a_share_of_a_core_is_given_and_taken_back() -> None:
-    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
-        home = Path(f"/proc/{process.pid}/cgroup")
-        before = home.read_text()
-        with quota(process.pid, 0.25):
-            group = CGROUPS / f"headrace-bench-{process.pid}"
-            limit = group / "cpu.cfs_quota_us"
-            assert (limit.read_text() if limit.exists() else (group / "cpu.max").read_text()).startswith("2500")
-            assert str(process.pid) in (group / "cgroup.procs").read_text().split()
-        assert home.read_text() == before
-        assert not group.exists()
+def test_the_wait_ends_when_nothing_has_moved_for_long() -> None:
+    supervisor = Supervisor(0.0)
+    assert not supervisor.over(done=0, events=None, now=500.0)  # still being written
+    supervisor = Supervisor(0.0)
+    assert not supervisor.over(done=5, events=10, now=30.0)
+    assert not supervisor.over(done=5, events=10, now=90.0)
+    assert supervisor.over(done=5, events=10, now=90.1)
+
+
+def test_after_the_last_outcome_the_wait_is_short_and_a_double_begins_it_anew() -> None:
+    supervisor = Supervisor(0.0)
+    assert not supervisor.over(done=10, events=10, now=20.0)
+    assert not supervisor.over(done=11, events=10, now=34.0)
+    assert not supervisor.over(done=11, events=10, now=49.0)
+    assert supervisor.over(done=11, events=10, now=49.1)
+
+
+def test_one_that_is_down_is_waited_for_but_not_for_ever() -> None:
+    supervisor = Supervisor(0.0)
+    assert not supervisor.over(done=5, events=10, now=1.0)
+    supervisor.starts_again(running=False, now=61.0)
+    assert not supervisor.over(done=5, events=10, now=62.0)
+    supervisor.starts_again(running=False, now=119.0)
+    assert not supervisor.over(done=5, events=10, now=120.0)
+    assert supervisor.over(done=5, events=10, now=120.1)
