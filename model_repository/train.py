@@ -28,7 +28,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from serving.manifest import GOLDEN, DataEntry, write_manifest
+from serving.golden import FILE as GOLDEN
+from serving.manifest import DataEntry, write_manifest
 from serving.quality import METRICS
 
 REPOSITORY = Path(__file__).parent

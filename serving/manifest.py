@@ -13,7 +13,6 @@ from serving.errors import ServingError
 from serving.savedmodel import Signature, read_signature, saved_model_folder
 
 FILE = "manifest.json"
-GOLDEN = "golden.json"
 
 
 class Section(BaseModel):

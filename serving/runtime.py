@@ -1,4 +1,4 @@
-"""Runs a SavedModel's signature with TensorFlow. The only module that imports it."""
+"""Runs a SavedModel's signature."""
 
 import os
 from pathlib import Path
@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from serving.datatypes import DATA_TYPES, STRING
 from serving.joining import Arrays
-from serving.savedmodel import SERVE_TAG, Signature
+from serving.libtensorflow import Session, TensorFlowError, to_tensor
+from serving.savedmodel import SERVE_TAG, Signature, Tensor
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-
-_NUMPY = {"BYTES": object, "BOOL": bool, "FP16": np.float16, "FP32": np.float32, "FP64": np.float64}
 
 
 class SavedModelRunner:
@@ -22,22 +22,16 @@ class SavedModelRunner:
         folder: that holds saved_model.pb.
         signature: which of its signatures to run.
         threads: of TensorFlow in this process; 0 lets it choose.
+
+    Raises:
+        TensorFlowError: it cannot be loaded.
     """
 
     def __init__(self, folder: Path, signature: Signature, threads: int = 0) -> None:
-        import tensorflow as tf
-
-        if threads:
-            tf.config.threading.set_intra_op_parallelism_threads(threads)
-            tf.config.threading.set_inter_op_parallelism_threads(1)
-        self._tf = tf
         self._signature = signature
-        self._model = tf.saved_model.load(str(folder), tags=[SERVE_TAG])  # kept: it owns the function's variables
-        self._function = self._model.signatures[signature.name]
-        self._ranks = {tensor.name: len(tensor.shape) for tensor in signature.inputs}
-        self._types = {
-            tensor.name: self._function.structured_input_signature[1][tensor.name].dtype for tensor in signature.inputs
-        }
+        self._session = Session(folder, SERVE_TAG, threads)
+        self._inputs = [(tensor, self._session.output(tensor.source)) for tensor in signature.inputs]
+        self._outputs = [self._session.output(tensor.source) for tensor in signature.outputs]
 
     def run(self, inputs: Arrays) -> Arrays:
         """One call.
@@ -48,22 +42,33 @@ class SavedModelRunner:
 
         Returns:
             output tensor -> array; strings as objects of `bytes`.
+
+        Raises:
+            TensorFlowError: the model refuses these inputs, or fails.
         """
-        tensors = {}
-        for name, array in inputs.items():
-            if array.ndim == self._ranks[name] + 1 and array.shape[-1] == 1:
+        feeds = []
+        for tensor, place in self._inputs:
+            array = inputs[tensor.name]
+            if array.ndim == len(tensor.shape) + 1 and array.shape[-1] == 1:
                 array = array.reshape(array.shape[:-1])
-            tensors[name] = self._tf.constant(array, dtype=self._types[name])
-        return {name: tensor.numpy() for name, tensor in self._function(**tensors).items()}
+            try:
+                feeds.append((place, to_tensor(array, tensor.number)))
+            except TensorFlowError as error:
+                raise TensorFlowError(error.code, f"input {tensor.name!r}: {error}") from None
+        found = self._session.run(feeds, self._outputs)
+        return {tensor.name: array for tensor, array in zip(self._signature.outputs, found, strict=True)}
 
     def warm_up(self, rows: int) -> None:
         """Run once on `rows` rows of zeros or empty strings, so that the first real request finds everything built."""
-        self.run({tensor.name: zeros(tensor.datatype, tensor.shape, rows) for tensor in self._signature.inputs})
+        self.run({tensor.name: zeros(tensor, rows) for tensor in self._signature.inputs})
+
+    def close(self) -> None:
+        """Free the model's memory."""
+        self._session.close()
 
 
-def zeros(datatype: str, shape: tuple[int, ...], rows: int) -> npt.NDArray[Any]:
+def zeros(tensor: Tensor, rows: int) -> npt.NDArray[Any]:
     """An array of zeros (or empty strings) for a tensor; dimensions that vary are `rows` first, 1 elsewhere."""
-    filled = [rows if place == 0 and size < 0 else max(size, 1) for place, size in enumerate(shape)]
-    if datatype == "BYTES":
-        return np.full(filled, b"", dtype=object)
-    return np.zeros(filled, dtype=_NUMPY.get(datatype, datatype.lower()))
+    filled = [rows if place == 0 and size < 0 else max(size, 1) for place, size in enumerate(tensor.shape)]
+    kind = DATA_TYPES[tensor.number].numpy
+    return np.full(filled, b"" if tensor.number == STRING else 0, dtype=kind)

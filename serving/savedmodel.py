@@ -7,27 +7,11 @@ from pathlib import Path
 from google.protobuf.message import DecodeError
 
 from serving._pb import saved_model_pb2 as pb
+from serving.datatypes import DATA_TYPES
 from serving.errors import ServingError
 
 SERVE_TAG = "serve"
 DEFAULT_SIGNATURE = "serving_default"
-
-# TensorFlow's DataType enum -> the type's name in Triton's protocol.
-_DATA_TYPES = {
-    1: "FP32",
-    2: "FP64",
-    3: "INT32",
-    4: "UINT8",
-    5: "INT16",
-    6: "INT8",
-    7: "BYTES",
-    9: "INT64",
-    10: "BOOL",
-    17: "UINT16",
-    19: "FP16",
-    22: "UINT32",
-    23: "UINT64",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +22,15 @@ class Tensor:
         name: its name in the signature.
         datatype: as Triton's protocol spells it, such as FP32 or BYTES.
         shape: with the batch dimension; -1 where it varies.
+        source: its name in the graph, operation:index.
+        number: the TF_DataType.
     """
 
     name: str
     datatype: str
     shape: tuple[int, ...]
+    source: str
+    number: int
 
     def __str__(self) -> str:
         return f"{self.name} {self.datatype}{list(self.shape)}"
@@ -96,6 +84,10 @@ def read_signature(folder: Path, name: str = DEFAULT_SIGNATURE) -> Signature:
     graphs = [graph for graph in model.meta_graphs if SERVE_TAG in graph.meta_info_def.tags]
     if not graphs:
         raise ServingError(f"{path}: no graph with the tag {SERVE_TAG!r}")
+    index = folder / "variables" / "variables.index"
+    if graphs[0].saver_def.restore_op_name and not index.is_file():
+        # TensorFlow takes such a folder for a model without variables, and fails at every call.
+        raise ServingError(f"{index}: missing; the SavedModel has been copied in part")
     signatures = graphs[0].signature_def
     if name not in signatures:
         known = ", ".join(sorted(key for key in signatures if not key.startswith("__"))) or "none"
@@ -107,10 +99,10 @@ def read_signature(folder: Path, name: str = DEFAULT_SIGNATURE) -> Signature:
 def _tensors(path: Path, infos: Mapping[str, pb.TensorInfo]) -> tuple[Tensor, ...]:
     tensors = []
     for name, info in sorted(infos.items()):
-        if info.dtype not in _DATA_TYPES:
+        if info.dtype not in DATA_TYPES:
             raise ServingError(f"{path}: tensor {name!r} has TensorFlow type {info.dtype}, which cannot be served")
         if info.tensor_shape.unknown_rank:
             raise ServingError(f"{path}: tensor {name!r} has no known rank; export it with a shape")
         shape = tuple(dim.size for dim in info.tensor_shape.dim)
-        tensors.append(Tensor(name, _DATA_TYPES[info.dtype], shape))
+        tensors.append(Tensor(name, DATA_TYPES[info.dtype].name, shape, info.name, info.dtype))
     return tuple(tensors)

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x11saved_model.proto\x12\x13headrace.savedmodel\"k\n\x0bTensorShape\x12\x31\n\x03\x64im\x18\x02 \x03(\x0b\x32$.headrace.savedmodel.TensorShape.Dim\x12\x14\n\x0cunknown_rank\x18\x03 \x01(\x08\x1a\x13\n\x03\x44im\x12\x0c\n\x04size\x18\x01 \x01(\x03\"a\n\nTensorInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\x05\x12\x36\n\x0ctensor_shape\x18\x03 \x01(\x0b\x32 .headrace.savedmodel.TensorShape\"\xc4\x02\n\x0cSignatureDef\x12=\n\x06inputs\x18\x01 \x03(\x0b\x32-.headrace.savedmodel.SignatureDef.InputsEntry\x12?\n\x07outputs\x18\x02 \x03(\x0b\x32..headrace.savedmodel.SignatureDef.OutputsEntry\x12\x13\n\x0bmethod_name\x18\x03 \x01(\t\x1aN\n\x0bInputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12.\n\x05value\x18\x02 \x01(\x0b\x32\x1f.headrace.savedmodel.TensorInfo:\x02\x38\x01\x1aO\n\x0cOutputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12.\n\x05value\x18\x02 \x01(\x0b\x32\x1f.headrace.savedmodel.TensorInfo:\x02\x38\x01\"\x18\n\x08MetaInfo\x12\x0c\n\x04tags\x18\x04 \x03(\t\"\xe2\x01\n\tMetaGraph\x12\x34\n\rmeta_info_def\x18\x01 \x01(\x0b\x32\x1d.headrace.savedmodel.MetaInfo\x12G\n\rsignature_def\x18\x05 \x03(\x0b\x32\x30.headrace.savedmodel.MetaGraph.SignatureDefEntry\x1aV\n\x11SignatureDefEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x30\n\x05value\x18\x02 \x01(\x0b\x32!.headrace.savedmodel.SignatureDef:\x02\x38\x01\"A\n\nSavedModel\x12\x33\n\x0bmeta_graphs\x18\x02 \x03(\x0b\x32\x1e.headrace.savedmodel.MetaGraphb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x11saved_model.proto\x12\x13headrace.savedmodel\"k\n\x0bTensorShape\x12\x31\n\x03\x64im\x18\x02 \x03(\x0b\x32$.headrace.savedmodel.TensorShape.Dim\x12\x14\n\x0cunknown_rank\x18\x03 \x01(\x08\x1a\x13\n\x03\x44im\x12\x0c\n\x04size\x18\x01 \x01(\x03\"a\n\nTensorInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\x05\x12\x36\n\x0ctensor_shape\x18\x03 \x01(\x0b\x32 .headrace.savedmodel.TensorShape\"\xc4\x02\n\x0cSignatureDef\x12=\n\x06inputs\x18\x01 \x03(\x0b\x32-.headrace.savedmodel.SignatureDef.InputsEntry\x12?\n\x07outputs\x18\x02 \x03(\x0b\x32..headrace.savedmodel.SignatureDef.OutputsEntry\x12\x13\n\x0bmethod_name\x18\x03 \x01(\t\x1aN\n\x0bInputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12.\n\x05value\x18\x02 \x01(\x0b\x32\x1f.headrace.savedmodel.TensorInfo:\x02\x38\x01\x1aO\n\x0cOutputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12.\n\x05value\x18\x02 \x01(\x0b\x32\x1f.headrace.savedmodel.TensorInfo:\x02\x38\x01\"\x18\n\x08MetaInfo\x12\x0c\n\x04tags\x18\x04 \x03(\t\" \n\x05Saver\x12\x17\n\x0frestore_op_name\x18\x03 \x01(\t\"\x91\x02\n\tMetaGraph\x12\x34\n\rmeta_info_def\x18\x01 \x01(\x0b\x32\x1d.headrace.savedmodel.MetaInfo\x12-\n\tsaver_def\x18\x03 \x01(\x0b\x32\x1a.headrace.savedmodel.Saver\x12G\n\rsignature_def\x18\x05 \x03(\x0b\x32\x30.headrace.savedmodel.MetaGraph.SignatureDefEntry\x1aV\n\x11SignatureDefEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x30\n\x05value\x18\x02 \x01(\x0b\x32!.headrace.savedmodel.SignatureDef:\x02\x38\x01\"A\n\nSavedModel\x12\x33\n\x0bmeta_graphs\x18\x02 \x03(\x0b\x32\x1e.headrace.savedmodel.MetaGraphb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -51,10 +51,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SIGNATUREDEF_OUTPUTSENTRY']._serialized_end=575
   _globals['_METAINFO']._serialized_start=577
   _globals['_METAINFO']._serialized_end=601
-  _globals['_METAGRAPH']._serialized_start=604
-  _globals['_METAGRAPH']._serialized_end=830
-  _globals['_METAGRAPH_SIGNATUREDEFENTRY']._serialized_start=744
-  _globals['_METAGRAPH_SIGNATUREDEFENTRY']._serialized_end=830
-  _globals['_SAVEDMODEL']._serialized_start=832
-  _globals['_SAVEDMODEL']._serialized_end=897
+  _globals['_SAVER']._serialized_start=603
+  _globals['_SAVER']._serialized_end=635
+  _globals['_METAGRAPH']._serialized_start=638
+  _globals['_METAGRAPH']._serialized_end=911
+  _globals['_METAGRAPH_SIGNATUREDEFENTRY']._serialized_start=825
+  _globals['_METAGRAPH_SIGNATUREDEFENTRY']._serialized_end=911
+  _globals['_SAVEDMODEL']._serialized_start=913
+  _globals['_SAVEDMODEL']._serialized_end=978
 # @@protoc_insertion_point(module_scope)

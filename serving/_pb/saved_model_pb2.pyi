@@ -59,8 +59,14 @@ class MetaInfo(_message.Message):
     tags: _containers.RepeatedScalarFieldContainer[str]
     def __init__(self, tags: _Optional[_Iterable[str]] = ...) -> None: ...
 
+class Saver(_message.Message):
+    __slots__ = ("restore_op_name",)
+    RESTORE_OP_NAME_FIELD_NUMBER: _ClassVar[int]
+    restore_op_name: str
+    def __init__(self, restore_op_name: _Optional[str] = ...) -> None: ...
+
 class MetaGraph(_message.Message):
-    __slots__ = ("meta_info_def", "signature_def")
+    __slots__ = ("meta_info_def", "saver_def", "signature_def")
     class SignatureDefEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -69,10 +75,12 @@ class MetaGraph(_message.Message):
         value: SignatureDef
         def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[SignatureDef, _Mapping]] = ...) -> None: ...
     META_INFO_DEF_FIELD_NUMBER: _ClassVar[int]
+    SAVER_DEF_FIELD_NUMBER: _ClassVar[int]
     SIGNATURE_DEF_FIELD_NUMBER: _ClassVar[int]
     meta_info_def: MetaInfo
+    saver_def: Saver
     signature_def: _containers.MessageMap[str, SignatureDef]
-    def __init__(self, meta_info_def: _Optional[_Union[MetaInfo, _Mapping]] = ..., signature_def: _Optional[_Mapping[str, SignatureDef]] = ...) -> None: ...
+    def __init__(self, meta_info_def: _Optional[_Union[MetaInfo, _Mapping]] = ..., saver_def: _Optional[_Union[Saver, _Mapping]] = ..., signature_def: _Optional[_Mapping[str, SignatureDef]] = ...) -> None: ...
 
 class SavedModel(_message.Message):
     __slots__ = ("meta_graphs",)

@@ -326,10 +326,3 @@ def test_the_demo_verifies_every_event(model: str) -> None:
     assert sum(summary["versions"].values()) == 4000
     assert 0 < summary["p50_ms"] <= summary["p99_ms"] < (time.monotonic() - begun) * 1000
     assert set(summary["quality"]) == {"1", "2"}
-
-
-def test_every_version_gives_its_golden_answers() -> None:
-    script = Path(__file__).parents[1] / "golden.py"
-    done = subprocess.run([sys.executable, str(script), str(REPOSITORY)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == [f"{m}/{v}" for m in ("fraud", "maintenance", "personalization") for v in (1, 2)]

@@ -1,6 +1,5 @@
 """The model side without a server: signatures, joining, manifests, putting a version in."""
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,8 +8,9 @@ import numpy as np
 import pytest
 
 from serving.errors import ServingError
+from serving.golden import read_golden
 from serving.joining import run_joined
-from serving.manifest import GOLDEN, file_hashes, read_manifest, verify
+from serving.manifest import file_hashes, read_manifest, verify
 from serving.quality import rmse, roc_auc
 from serving.repository import copy_version, versions
 from serving.savedmodel import read_signature, saved_model_folder
@@ -51,9 +51,10 @@ def test_every_committed_version_is_what_its_manifest_says() -> None:
         assert manifest.data.licence
         assert manifest.quality
         assert manifest.drift_reference
-        golden = json.loads((version.folder / GOLDEN).read_text())
-        assert {t.name for t in manifest.signature.inputs} == set(golden["inputs"])
-        assert {t.name for t in manifest.signature.outputs} == set(golden["outputs"])
+        golden = read_golden(version.folder)
+        assert golden is not None
+        assert {t.name for t in manifest.signature.inputs} == set(golden.inputs)
+        assert {t.name for t in manifest.signature.outputs} == set(golden.outputs)
 
 
 def test_version_2_is_better() -> None:

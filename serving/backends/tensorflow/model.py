@@ -13,7 +13,9 @@ from pathlib import Path
 import triton_python_backend_utils as pb_utils
 
 from serving.errors import ServingError
+from serving.golden import ask_golden, read_golden
 from serving.joining import run_joined
+from serving.runtime import SavedModelRunner
 from serving.savedmodel import DEFAULT_SIGNATURE, read_signature, saved_model_folder
 
 MAX_BATCH_SIZE = 4096
@@ -54,11 +56,10 @@ class TritonPythonModel:
         return auto_complete_model_config
 
     def initialize(self, args):
-        """Load and warm up; Triton announces the version only when this returns."""
-        from serving.runtime import SavedModelRunner
-
+        """Load, warm up and ask the golden requests; Triton announces the version only when this returns."""
         config = json.loads(args["model_config"])
-        folder = saved_model_folder(Path(args["model_repository"]) / args["model_version"])
+        version = Path(args["model_repository"]) / args["model_version"]
+        folder = saved_model_folder(version)
         signature = read_signature(folder, _parameter(config, "signature", DEFAULT_SIGNATURE))
         self._batches = config["max_batch_size"] > 0
         self._outputs = {item["name"]: len(item["dims"]) + self._batches for item in config["output"]}
@@ -66,14 +67,22 @@ class TritonPythonModel:
         unknown = sorted(set(self._outputs) - {tensor.name for tensor in signature.outputs})
         if unknown:
             raise ServingError(f"{folder}: the signature {signature.name!r} has no output {', '.join(unknown)}")
-        self._runner = SavedModelRunner(folder, signature, int(_parameter(config, "threads", "0")))
+        self._runner = runner = SavedModelRunner(folder, signature, int(_parameter(config, "threads", "0")))
         for rows in WARM_UP_ROWS if self._batches else (1,):
             try:
-                self._runner.warm_up(min(rows, config["max_batch_size"] or rows))
+                runner.warm_up(min(rows, config["max_batch_size"] or rows))
             except Exception as error:
                 # Zeros are not legal input for every model; then the first request finds a cold model, no more.
                 pb_utils.Logger.log_warn(f"{folder}: not warmed with zeros: {error}")
                 break
+        golden = read_golden(version)
+        if golden is not None:
+            # One that answers them wrongly never serves: Triton refuses it, and what was loaded serves on.
+            ask_golden(golden, signature, runner.run)
+
+    def finalize(self):
+        """Free what the version holds; Triton calls this when it is unloaded."""
+        self._runner.close()
 
     def execute(self, requests):
         """One response for each request, joined into as few calls as their shapes allow."""
@@ -122,10 +131,10 @@ def _newest_version(folder):
 
 
 def _error(error):
-    codes = {
-        "InvalidArgumentError": pb_utils.TritonError.INVALID_ARG,
-        "OutOfRangeError": pb_utils.TritonError.INVALID_ARG,
-        "ResourceExhaustedError": pb_utils.TritonError.UNAVAILABLE,
+    codes = {  # while Triton completes a configuration it has no such codes yet
+        "INVALID_ARGUMENT": pb_utils.TritonError.INVALID_ARG,
+        "OUT_OF_RANGE": pb_utils.TritonError.INVALID_ARG,
+        "RESOURCE_EXHAUSTED": pb_utils.TritonError.UNAVAILABLE,
     }
-    code = codes.get(type(error).__name__, pb_utils.TritonError.INTERNAL)
+    code = codes.get(getattr(error, "code", ""), pb_utils.TritonError.INTERNAL)
     return pb_utils.TritonError(" ".join(str(error).split())[:1000], code)
