@@ -10,7 +10,7 @@ SEED    ?= 1
 MINUTES ?= 20
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fault-rows faults lint protos models bench bench-check trouble outcomes peers docs clean
+.PHONY: help demo test fault-rows faults lint protos models bench bench-check trouble outcomes swaps peers docs clean
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 18
@@ -47,6 +47,9 @@ trouble: $(READY) ## poison and a model outage: what they cost (ARGS="poison --r
 outcomes: $(READY) ## what comes of every event when one cannot be read, and when the model dies: here and in the peers (ARGS="headrace")
 	@$(BIN)/python -m loadtest.outcomes $(ARGS)
 
+swaps: $(READY) ## 50 model versions published, dropped in and rolled back under 5,000 events/s (ARGS="--swaps 5")
+	@$(BIN)/python -m loadtest.swaps $(ARGS)
+
 peers: $(READY) ## install the peers that headrace bench can measure, each in an environment of its own
 	@for list in loadtest/peers/*/requirements.txt; do \
 	  name=$$(basename $$(dirname $$list)); echo "peer $$name …"; \
@@ -78,5 +81,7 @@ $(READY): pyproject.toml constraints.txt
 	@echo "Making the environment in $(VENV) (once; a few minutes) …"
 	@"$(PYTHON)" -m venv --clear $(VENV)
 	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[serving,local,loadtest,models,dev]'
+	@# The messages of TensorFlow Serving alone: the package asks for all of TensorFlow, which is there already.
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps tensorflow-serving-api==2.21.0
 	@$(BIN)/headrace kafka --fetch
 	@touch $@

@@ -17,6 +17,7 @@ from bridge.errors import ConfigError, PipelineStopped, first_cause
 from bridge.flow import Flow
 from bridge.infer import Disposition, InferenceError, ModelServer
 from bridge.infer.predictor import Predictor
+from bridge.infer.tfserving import TensorFlowServing
 from bridge.infer.triton import TritonServer
 from bridge.kafka import FATAL, Topic, describe_topics, sentence
 from bridge.observe.health import Health
@@ -41,7 +42,7 @@ _COLLECT_EVERY = 20_000  # objects more than before
 
 def model_server(config: Pipeline) -> ModelServer:
     """The client for the kind of server the configuration names."""
-    return TritonServer(config.model)
+    return TensorFlowServing(config.model) if config.model.server == "tfserving" else TritonServer(config.model)
 
 
 async def run(config: Pipeline, on_ready: Callable[[], None], on_observe: Callable[[str], None] | None = None) -> None:

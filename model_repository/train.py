@@ -29,7 +29,7 @@ import numpy as np
 import tensorflow as tf
 
 from serving.golden import FILE as GOLDEN
-from serving.manifest import DataEntry, write_manifest
+from serving.manifest import DataEntry, histogram, write_manifest
 from serving.quality import METRICS
 
 REPOSITORY = Path(__file__).parent
@@ -275,7 +275,15 @@ def write(
         predictions = module.score(**{t: tf.constant(v) for t, v in held_out.items()})[output].numpy()
         quality = METRICS[metric](label, predictions.astype(np.float64))
         features = {column: values[table.train] for column, values in table.columns.items()}
-        write_manifest(place, description, data, {metric: quality}, features)
+        write_manifest(
+            place,
+            model=name,
+            version=version,
+            description=description,
+            data=data,
+            quality={metric: quality},
+            drift_reference={feature: histogram(values) for feature, values in features.items()},
+        )
         print(f"{name} {version}: {metric} {quality:.4f} on {len(label)} held-out rows")
 
 

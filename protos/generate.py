@@ -11,6 +11,7 @@ SOURCES = Path(__file__).parent
 ROOT = SOURCES.parent
 TARGETS = {
     "inference_v2.proto": ROOT / "bridge" / "infer" / "_pb",
+    "tensorflow_serving.proto": ROOT / "bridge" / "infer" / "_pb",
     "saved_model.proto": ROOT / "serving" / "_pb",
 }
 

@@ -1,5 +1,9 @@
-"""The one error that leaves this package; `str()` of it is a sentence for the user."""
+"""The errors that leave this package; `str()` of each is a sentence for the user."""
 
 
 class ServingError(Exception):
     """A model, a version or a repository is not as it must be."""
+
+
+class ServerAway(ServingError):
+    """The model server does not answer: nothing is known of the model."""

@@ -61,14 +61,22 @@ def ask_golden(golden: Golden, signature: Signature, run: Callable[[Arrays], Arr
     Raises:
         ServingError: an answer is not what it must be, or not a number, or there is none.
     """
-    asked = {tensor.name: _array(tensor, golden.inputs) for tensor in signature.inputs}
-    answers = run(asked)
+    answers = run(golden_inputs(golden, signature))
     for name, rows in golden.outputs.items():
         if name not in answers:
             raise ServingError(f"golden requests: the version has no output {name!r}")
         problem = difference(np.asarray(answers[name]), rows, golden.tolerance)
         if problem:
             raise ServingError(f"golden requests: output {name!r}: {problem}")
+
+
+def golden_inputs(golden: Golden, signature: Signature) -> Arrays:
+    """The requests as arrays.
+
+    Raises:
+        ServingError: an input is missing, or cannot be of the signature's type.
+    """
+    return {tensor.name: _array(tensor, golden.inputs) for tensor in signature.inputs}
 
 
 def difference(answer: npt.NDArray[Any], expected: Sequence[Any], tolerance: float) -> str | None:

@@ -58,6 +58,7 @@ class Manifest(Section):
     """A version's own description.
 
     Attributes:
+        new_contract: whether its inputs and outputs may be others than those of the version before.
         files: path below the version's folder -> sha256.
         quality: metric on held-out data -> value.
         drift_reference: feature -> its distribution in training.
@@ -65,11 +66,12 @@ class Manifest(Section):
 
     model: str
     version: int
-    description: str
+    description: str = ""
     signature: SignatureEntry
-    data: DataEntry
-    quality: dict[str, float]
-    drift_reference: dict[str, Histogram]
+    new_contract: bool = False
+    data: DataEntry | None = None
+    quality: dict[str, float] = {}
+    drift_reference: dict[str, Histogram] = {}
     files: dict[str, str]
 
 
@@ -116,33 +118,40 @@ def file_hashes(version: Path) -> dict[str, str]:
 
 
 def write_manifest(
-    version: Path,
-    description: str,
-    data: DataEntry,
-    quality: Mapping[str, float],
-    features: Mapping[str, npt.NDArray[Any]],
+    folder: Path,
+    *,
+    model: str,
+    version: int,
+    description: str = "",
+    new_contract: bool = False,
+    data: DataEntry | None = None,
+    quality: Mapping[str, float] | None = None,
+    drift_reference: Mapping[str, Histogram] | None = None,
 ) -> Manifest:
-    """Describe the version in `version`, which holds all its files by now.
+    """Describe the version in `folder`, which holds all its files by now.
 
     Args:
-        version: <repository>/<model>/<number>.
+        folder: of the version, wherever it is.
+        model: it is a version of.
+        version: its number.
         description: one sentence for a person.
+        new_contract: whether its inputs and outputs may be others than those of the version before.
         data: what it was trained on.
         quality: metric on held-out data -> value.
-        features: feature -> its values in training, for the drift reference.
+        drift_reference: feature -> its distribution in training.
     """
-    signature = read_signature(saved_model_folder(version))
     manifest = Manifest(
-        model=version.parent.name,
-        version=int(version.name),
+        model=model,
+        version=version,
         description=description,
-        signature=_signature_entry(signature),
+        signature=_signature_entry(read_signature(saved_model_folder(folder))),
+        new_contract=new_contract,
         data=data,
-        quality={name: round(value, 4) for name, value in quality.items()},
-        drift_reference={name: _histogram(values) for name, values in features.items()},
-        files=file_hashes(version),
+        quality={name: round(value, 4) for name, value in (quality or {}).items()},
+        drift_reference=dict(drift_reference or {}),
+        files=file_hashes(folder),
     )
-    (version / FILE).write_text(manifest.model_dump_json(indent=2) + "\n")
+    (folder / FILE).write_text(manifest.model_dump_json(indent=2) + "\n")
     return manifest
 
 
@@ -153,7 +162,8 @@ def _signature_entry(signature: Signature) -> SignatureEntry:
     return SignatureEntry(name=signature.name, inputs=entries(signature.inputs), outputs=entries(signature.outputs))
 
 
-def _histogram(values: npt.NDArray[Any]) -> Histogram:
+def histogram(values: npt.NDArray[Any]) -> Histogram:
+    """How values are distributed, in ten parts of as many values each."""
     edges = np.unique(np.quantile(values.astype(np.float64), np.linspace(0, 1, 11)))
     if len(edges) == 1:
         edges = np.array([edges[0], edges[0] + 1])

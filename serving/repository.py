@@ -1,14 +1,13 @@
-"""What a model repository holds: models, their versions, and how to put a new version in."""
+"""What a model repository holds: models, and their versions."""
 
-import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from serving.completeness import VERSION, check
 from serving.errors import ServingError
-from serving.manifest import Manifest, read_manifest, verify
-from serving.savedmodel import saved_model_folder
+from serving.manifest import Manifest, read_manifest
+from serving.marks import Mark, pinned, withdrawn
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +21,7 @@ class Version:
         manifest: what it says of itself; None without one.
         size: bytes of its files.
         problems: a sentence for each thing that is wrong with it.
+        mark: why it does not serve, where somebody has decided so.
     """
 
     model: str
@@ -30,6 +30,7 @@ class Version:
     manifest: Manifest | None
     size: int
     problems: tuple[str, ...]
+    mark: Mark | None
 
 
 def versions(repository: Path) -> Iterator[Version]:
@@ -38,56 +39,40 @@ def versions(repository: Path) -> Iterator[Version]:
     Raises:
         ServingError: there is no such folder.
     """
+    for model in models(repository):
+        marks = withdrawn(model)
+        for number in sorted(numbers(model)):
+            yield _read(model, number, marks.get(number))
+
+
+def models(repository: Path) -> list[Path]:
+    """The folders of the models, in order.
+
+    Raises:
+        ServingError: there is no such folder.
+    """
     if not repository.is_dir():
         raise ServingError(f"{repository}: no such model repository; a repository is a folder of models")
-    for model in sorted(path for path in repository.iterdir() if path.is_dir()):
-        numbers = sorted(int(path.name) for path in model.iterdir() if path.is_dir() and path.name.isdigit())
-        for number in numbers:
-            yield _read(model.name, number, model / str(number))
+    return sorted(path for path in repository.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
-def _read(model: str, number: int, folder: Path) -> Version:
-    problems: list[str] = []
-    manifest = None
+def numbers(model: Path) -> set[int]:
+    """The numbers of the versions in a model's folder, whole or not."""
+    return {int(path.name) for path in model.iterdir() if VERSION.fullmatch(path.name)}
+
+
+def serving_order(model: Path) -> list[int]:
+    """The versions that may serve, as people and watchers have decided: the one that does, then what may follow it."""
+    pin = pinned(model)
+    return [n for n in sorted(numbers(model) - set(withdrawn(model)), reverse=True) if pin is None or n <= pin]
+
+
+def _read(model: Path, number: int, mark: Mark | None) -> Version:
+    folder, manifest, problems = model / str(number), None, []
     try:
-        saved_model_folder(folder)
+        check(folder, model.parent)
         manifest = read_manifest(folder)
-        if manifest is not None:
-            problems += verify(folder)
     except ServingError as error:
         problems.append(str(error))
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    return Version(model, number, folder, manifest, size, tuple(problems))
-
-
-def copy_version(source: Path, model: Path) -> Path:
-    """Put the version folder `source` into the model folder `model`, whole or not at all.
-
-    It is copied aside, flushed to disk and renamed, so that nobody ever sees a part of it.
-
-    Raises:
-        ServingError: the version is there already, or cannot be written.
-    """
-    target = model / source.name
-    if target.exists():
-        raise ServingError(f"{target}: this version is there already; a version never changes")
-    aside = model / f".{source.name}.incoming"
-    try:
-        shutil.rmtree(aside, ignore_errors=True)
-        shutil.copytree(source, aside)
-        for path in (*aside.rglob("*"), aside):
-            _flush(path)
-        aside.rename(target)
-        _flush(model)
-    except OSError as error:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise ServingError(f"{target}: cannot be written: {error.strerror or error}") from None
-    return target
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    return Version(model.name, number, folder, manifest, size, tuple(problems), mark)

@@ -56,6 +56,24 @@ class Signature:
         return all(tensor.shape[:1] == (-1,) for tensor in (*self.inputs, *self.outputs))
 
 
+def breaks(before: Signature, after: Signature) -> str | None:
+    """What those who ask by one signature would miss in another; None when nothing. New outputs break nothing."""
+    old, new = ({t.name: str(t) for t in s.inputs} for s in (before, after))
+    missing = sorted(set(old) - set(new)) or sorted(set(new) - set(old))
+    if missing:
+        return f"its inputs are {', '.join(new) or 'none'} in place of {', '.join(old) or 'none'}"
+    kept = {t.name: str(t) for t in before.outputs}
+    found = {t.name: str(t) for t in after.outputs}
+    for name in kept:
+        if name not in found:
+            return f"it has no output {name}"
+    for name, text in (old | kept).items():
+        other = (new | found)[name]
+        if other != text:
+            return f"{other} in place of {text}"
+    return None
+
+
 def saved_model_folder(version: Path) -> Path:
     """The SavedModel inside a version folder: Triton's layout (`model.savedmodel/`) or TensorFlow Serving's.
 

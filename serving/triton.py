@@ -25,7 +25,7 @@ class TritonLaunch:
         http_port: of the same over HTTP, and of the health endpoints.
         metrics_port: of Triton's own metrics.
         host: to listen on.
-        models: to load at start; None loads all that the repository holds.
+        models: to load at start; None loads all that the repository holds, of which there must be one.
     """
 
     repository: Path
@@ -46,7 +46,7 @@ class TritonLaunch:
             raise ServingError(f"{self.repository}: no such model repository; a repository is a folder of models")
         backends = self._assemble_backends()
         names = self.models if self.models is not None else tuple(sorted(models_of(self.repository)))
-        if not names:
+        if not names and self.models is None:
             raise ServingError(f"{self.repository}: no model in it; expected <model>/<version>/model.savedmodel/")
         return [
             str(_package() / "tritonserver" / "bin" / "tritonserver"),

@@ -11,7 +11,7 @@ from hypothesis import settings
 
 from headrace.rig.kafka import KafkaCluster
 from headrace.rig.triton import TritonRig
-from tests.support import Broker
+from tests.support import Broker, serving_of
 
 settings.register_profile("suite", deadline=None, derandomize=True, max_examples=100)
 settings.load_profile("suite")
@@ -51,6 +51,13 @@ def triton(models: Path) -> Iterator[TritonRig]:
     """A real Triton with the tests' models."""
     with TritonRig(models) as rig:
         yield rig
+
+
+@pytest.fixture(scope="session")
+def tensorflow_serving(models: Path) -> Iterator[str]:
+    """Address of a server of TensorFlow Serving's API with the tests' models."""
+    with serving_of(models) as address:
+        yield address
 
 
 @pytest.fixture

@@ -226,3 +226,21 @@ def values(records: Sequence[Any]) -> list[Any]:
 def header(record: Any, name: str) -> str:
     """A header's text."""
     return dict(record.headers)[name].decode()
+
+
+@contextmanager
+def serving_of(repository: Path) -> Iterator[str]:
+    """Address of a server of TensorFlow Serving's API (tests/tfserving_server.py) for a model repository."""
+    script = Path(__file__).parent / "tfserving_server.py"
+    with subprocess.Popen(
+        [sys.executable, str(script), str(repository)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdin is not None
+        try:
+            line = process.stdout.readline()
+            assert line.startswith("ready "), "the server has ended; it says why on standard error"
+            yield f"127.0.0.1:{line.split()[1]}"
+        finally:
+            process.stdin.close()
+            process.wait(30)

@@ -4,11 +4,12 @@ The JSON Schema, the reference page, the skeleton of `headrace init` and the err
 module reads no files but those whose existence a key asks for, and knows nothing of Kafka's or the server's clients.
 """
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from bridge.config.types import Duration, ExistingFile, Size
+from bridge.config.types import Duration, ExistingFile, Label, Size
 from bridge.expression import Expression
 
 TopicName = Annotated[str, Field(min_length=1, max_length=249, pattern=r"^[A-Za-z0-9._-]+$")]
@@ -35,9 +36,12 @@ def _target(text: str) -> str:
 
 
 def _version(value: Any) -> Any:
+    if isinstance(value, Mapping) and list(value) == ["label"] and isinstance(value["label"], str) and value["label"]:
+        return Label(value["label"])
     number = int(value) if isinstance(value, str) and value.isdigit() else value
-    if value != "latest" and (not isinstance(number, int) or isinstance(number, bool) or number < 1):
-        raise ValueError("a version is latest, or a number from 1")
+    whole = isinstance(number, int) and not isinstance(number, bool) and number >= 1
+    if value != "latest" and not whole and not isinstance(value, Label):
+        raise ValueError("a version is latest, a number from 1, or {label: NAME}")
     return number
 
 
@@ -165,14 +169,16 @@ class Tls(Section):
 class Model(Section):
     """The model server, and how events become its tensors and back."""
 
-    server: Literal["triton"] = "triton"
-    """The kind of model server."""
+    server: Literal["triton", "tfserving"] = "triton"
+    """The kind of model server: triton, or another that speaks the V2 inference protocol; or tfserving."""
     address: Annotated[str, AfterValidator(_target)] = "localhost:8001"
     """gRPC address: host:port, or dns:///name:port to spread calls over all addresses of a headless service."""
     name: str = Field(min_length=1, examples=["fraud"])
     """The model's name on the server."""
-    version: Annotated[Literal["latest"] | int, BeforeValidator(_version)] = "latest"
-    """latest: whatever the server serves; or the number of one version."""
+    version: Annotated[Literal["latest"] | int | Label, BeforeValidator(_version)] = "latest"
+    """latest: whatever the server serves; or the number of one version; or, with tfserving, {label: NAME}."""
+    signature: str | None = None
+    """The SavedModel's signature, with tfserving; serving_default when not set. For triton config.pbtxt names it."""
     inputs: dict[str, str | list[str]] | None = None
     """Tensor name -> the event's field, or several fields stacked in this order; a dotted path reaches into objects, an
     array field fills a vector. Not set: each input tensor takes the field of its own name."""
@@ -187,13 +193,17 @@ class Model(Section):
     """Encryption towards the model server."""
 
     @model_validator(mode="after")
-    def _mapping_not_empty(self) -> Self:
+    def _fits_together(self) -> Self:
         for tensor, fields in (self.inputs or {}).items():
             if not fields:
                 raise ValueError(f"inputs.{tensor} names no field")
         for key in ("inputs", "outputs"):
             if getattr(self, key) == {}:
                 raise ValueError(f"{key} is empty; leave it out to take the model's own names")
+        if self.server == "triton" and isinstance(self.version, Label):
+            raise ValueError("version: labels are known to tfserving only; name latest or a number")
+        if self.server == "triton" and self.signature is not None:
+            raise ValueError("signature: with triton the model's config.pbtxt names it")
         if self.timeout <= 0:
             raise ValueError("timeout must be longer than 0")
         if self.deadline is not None and self.deadline <= 0:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, PlainSerializer, WithJsonSchema
+from pydantic_core import core_schema
 
 _DURATION_UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _SIZE_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
@@ -85,3 +86,21 @@ Size = Annotated[
 
 ExistingFile = Annotated[Path, AfterValidator(_existing_file)]
 """A path to a file that is there when the configuration is read."""
+
+
+class Label(str):
+    """A model version by the label that TensorFlow Serving's configuration gives it; written `{label: NAME}`."""
+
+    __slots__ = ()
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> core_schema.CoreSchema:
+        """A validator before it has made it of a mapping; it is written as one."""
+        written = core_schema.plain_serializer_function_ser_schema(lambda label: {"label": str(label)})
+        return core_schema.is_instance_schema(cls, serialization=written)
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: Any, handler: Any) -> dict[str, Any]:
+        """As it is written."""
+        label = {"type": "string", "minLength": 1}
+        return {"type": "object", "properties": {"label": label}, "required": ["label"], "additionalProperties": False}

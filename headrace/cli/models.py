@@ -1,48 +1,47 @@
-"""models: what a repository holds, and what a server has loaded."""
+"""models: what a repository holds, what serves, and putting versions in and taking them back."""
 
+import json
+import threading
+import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from bridge.config.types import parse_duration
 from headrace.cli.output import JsonOption, print_json, print_table, size_text
-from serving.repository import Version, versions
+from headrace.cli.signals import until_stopped
+from serving.errors import ServingError
+from serving.marks import Mark, pin, pinned, restore, withdraw, withdrawn
+from serving.repository import Version, models, numbers, serving_order, versions
 
 app = typer.Typer(help="Model versions in a repository.", no_args_is_help=True)
 
-
-@app.callback()
-def _group() -> None:
-    """Keeps `list` a sub-command although it is the only one."""
+RepositoryArgument = Annotated[Path, typer.Argument(metavar="REPOSITORY", help="The folder of models.")]
+ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="The model's name.")]
+ServerOption = Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Also ask this Triton what it serves.")]
+WaitOption = Annotated[
+    str | None, typer.Option("--server", metavar="HOST:PORT", help="Wait until this Triton serves accordingly.")
+]
+_PATIENCE = 60.0
 
 
 @app.command("list")
-def list_models(
-    repository: Annotated[Path, typer.Argument(metavar="REPOSITORY", help="The folder of models.")],
-    server: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT", help="Also ask this Triton what it serves.")
-    ] = None,
-    as_json: JsonOption = False,
-) -> None:
-    """List the versions of every model, with their quality and whether their files are what their manifest says."""
-    states: dict[tuple[str, str], str] = {}
-    if server is not None:
-        from serving.control import TritonControl
-
-        control = TritonControl(server)
-        try:
-            states = control.states()
-        finally:
-            control.close()
+def list_models(repository: RepositoryArgument, server: ServerOption = None, as_json: JsonOption = False) -> None:
+    """List the versions of every model: state, quality, size, age, and whether their files are what they must be."""
+    states = _states(server)
     found = list(versions(repository))
-    state = {version.folder: states.get((version.model, str(version.number)), "not loaded") for version in found}
+    pins = {model.name: pinned(model) for model in models(repository)}
+    state = {version.folder: _state(version, states, pins[version.model]) for version in found}
     if as_json:
         print_json(
             [
                 {
                     "model": version.model,
                     "version": version.number,
-                    "state": state[version.folder] if server else None,
+                    "state": state[version.folder],
+                    "pinned": pins[version.model] == version.number,
+                    "withdrawn": version.mark.reason if version.mark else None,
                     "files": _files(version),
                     "quality": version.manifest.quality if version.manifest else {},
                     "bytes": version.size,
@@ -52,14 +51,15 @@ def list_models(
             ]
         )
         return
-    columns = ["model", "version", *(["state"] if server else []), "quality", "size", "files", "description"]
+    columns = ("model", "version", "state", "quality", "size", "age", "files", "description")
     rows = [
         (
             version.model,
             version.number,
-            *([state[version.folder]] if server else []),
+            state[version.folder],
             ", ".join(f"{k} {v}" for k, v in version.manifest.quality.items()) if version.manifest else "",
             size_text(version.size),
+            _age(version.folder),
             _files(version),
             version.manifest.description if version.manifest else "",
         )
@@ -68,5 +68,249 @@ def list_models(
     print_table(str(repository), columns, rows)
 
 
+@app.command()
+def verify(repository: RepositoryArgument, as_json: JsonOption = False) -> None:
+    """Check every version: whole, readable, and as its manifest says. Exits 1 when one is not."""
+    found = list(versions(repository))
+    if as_json:
+        print_json([{"model": v.model, "version": v.number, "problems": v.problems} for v in found])
+    else:
+        for version in found:
+            print("\n".join(version.problems) or f"{version.folder}: {_files(version)}")
+    if any(version.problems for version in found):
+        raise typer.Exit(1)
+
+
+@app.command("publish")
+def publish_command(
+    source: Annotated[Path, typer.Argument(metavar="PATH", help="A SavedModel, or a version's folder.")],
+    repository: RepositoryArgument,
+    model: Annotated[str | None, typer.Option(help="The model's name; else its manifest says it.")] = None,
+    version: Annotated[int | None, typer.Option(min=1, help="Its number; else the next one.")] = None,
+    new_contract: Annotated[
+        bool, typer.Option("--new-contract", help="It may have other inputs and outputs than the version before.")
+    ] = False,
+    server: WaitOption = None,
+) -> None:
+    """Put a version into a repository, whole or not at all. A watcher takes it from there."""
+    from serving.publish import publish
+
+    target = publish(source, repository, model, version, new_contract)
+    print(f"published {target.parent.name} {target.name}")
+    if server is not None:
+        _wait(server, target.parent, int(target.name))
+
+
+@app.command()
+def rollback(
+    repository: RepositoryArgument,
+    model: ModelArgument,
+    reason: Annotated[str, typer.Option(help="Why, for those who look later.")] = "taken back by hand",
+    server: WaitOption = None,
+) -> None:
+    """Take the version that serves back; the one before serves again at once, until something newer is published."""
+    folder = _model(repository, model)
+    order = serving_order(folder)
+    if len(order) < 2:
+        raise ServingError(f"{folder}: no version before {order[0] if order else 'none'} that could serve instead")
+    if pinned(folder) == order[0]:
+        raise ServingError(f"{folder}: version {order[0]} is pinned; headrace models pin says which serves instead")
+    withdraw(folder, order[0], Mark(by="rollback", reason=reason, at=time.time()))
+    print(f"{model}: {order[0]} is withdrawn, {order[1]} serves")
+    if server is not None:
+        _wait(server, folder, order[1])
+
+
+@app.command("restore")
+def restore_command(
+    repository: RepositoryArgument, model: ModelArgument, version: int, server: WaitOption = None
+) -> None:
+    """Let a version serve again that was taken back or refused."""
+    folder = _model(repository, model)
+    if version not in withdrawn(folder):
+        raise ServingError(f"{folder}: version {version} is not withdrawn")
+    restore(folder, version)
+    print(f"{model}: {version} may serve again")
+    if server is not None:
+        _wait(server, folder, serving_order(folder)[0])
+
+
+@app.command("pin")
+def pin_command(
+    repository: RepositoryArgument,
+    model: ModelArgument,
+    version: Annotated[str, typer.Argument(metavar="VERSION", help="A number, or `newest` to take the pin away.")],
+    server: WaitOption = None,
+) -> None:
+    """Have one version serve, whatever is newer."""
+    folder = _model(repository, model)
+    number = None if version == "newest" else _number(version)
+    if number is not None and number not in serving_order(folder) and number not in numbers(folder):
+        there = ", ".join(map(str, sorted(numbers(folder)))) or "none"
+        raise ServingError(f"{folder}: no version {number}; there are {there}")
+    if number in withdrawn(folder):
+        raise ServingError(f"{folder}: version {number} is withdrawn; headrace models restore lets it serve again")
+    pin(folder, number)
+    order = serving_order(folder)
+    print(f"{model}: {f'pinned to {number}' if number else 'the newest serves'}")
+    if server is not None and order:
+        _wait(server, folder, order[0])
+
+
+@app.command()
+def prune(
+    repository: RepositoryArgument,
+    keep: Annotated[int, typer.Option(min=2, help="Versions of each model that may serve, to keep.")] = 3,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove them; else they are only listed.")] = False,
+) -> None:
+    """Remove old versions. The newest that may serve stay, so does what is newer than those."""
+    import shutil
+
+    gone = []
+    for folder in models(repository):
+        kept = serving_order(folder)[:keep]
+        if len(kept) == keep:
+            gone += [folder / str(number) for number in sorted(numbers(folder)) if number < kept[-1]]
+    for version in gone:
+        size = sum(path.stat().st_size for path in version.rglob("*") if path.is_file())
+        if yes:
+            try:
+                aside = version.with_name(f".{version.name}.gone")
+                version.rename(aside)
+                shutil.rmtree(aside)
+            except OSError as error:
+                raise ServingError(f"{version}: cannot be removed: {error.strerror}") from None
+            restore(version.parent, int(version.name))
+        print(f"{version}: {size_text(size)}{' removed' if yes else ''}")
+    if not yes and gone:
+        print("nothing is removed yet; --yes removes them")
+
+
+@app.command()
+def diff(repository: RepositoryArgument, model: ModelArgument, old: int, new: int, as_json: JsonOption = False) -> None:
+    """Compare two versions: signature, size, quality, and their answers to the old one's golden requests."""
+    from serving.compare import compare
+
+    folder = _model(repository, model)
+    for number in (old, new):
+        if number not in numbers(folder):
+            raise ServingError(f"{folder}: no version {number}")
+    found = compare(folder / str(old), folder / str(new))
+    if as_json:
+        print_json(found)
+        return
+    rows = [(name, *map(_cell, pair)) for name, pair in found.items()]
+    print_table(f"{model}", ("", str(old), str(new)), rows)
+
+
+@app.command()
+def watch(
+    repository: RepositoryArgument,
+    server: Annotated[str, typer.Option(metavar="HOST:PORT", help="The Triton to bring versions to.")],
+    view: Annotated[
+        Path, typer.Option(metavar="DIR", help="That Triton's model repository: a folder that the watcher alone fills.")
+    ],
+    settle: Annotated[
+        str, typer.Option(help="How long a version without a manifest must be still until it is taken for whole.")
+    ] = "3s",
+    observe: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Health and metrics over HTTP.")] = None,
+) -> None:
+    """Bring every good version that is dropped into a repository to a Triton, and no other, until SIGTERM or Ctrl-C.
+
+    The Triton runs with --model-control-mode=explicit and no models. Prints `ready` once all there is is loaded.
+    """
+    from bridge.config.model import Log
+    from bridge.observe.logs import configure
+    from headrace.watching import Watching
+
+    configure(Log())
+    try:
+        seconds = parse_duration(settle)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--settle") from None
+    if view.resolve().is_relative_to(repository.resolve()) or repository.resolve().is_relative_to(view.resolve()):
+        raise typer.BadParameter(f"{view} and {repository} must not lie in each other", param_hint="--view")
+    watching = Watching(repository, view, server, seconds, observe=observe)
+    stop = threading.Event()
+
+    def announce() -> None:
+        while not stop.is_set():
+            if watching.settled.wait(0.2):
+                print("ready", flush=True)
+                return
+
+    with until_stopped(stop):
+        threading.Thread(target=announce, daemon=True).start()
+        watching.run(stop)
+    watching.close()
+
+
+def _states(server: str | None) -> dict[tuple[str, str], str]:
+    if server is None:
+        return {}
+    from serving.control import TritonControl
+
+    control = TritonControl(server)
+    try:
+        return control.states()
+    finally:
+        control.close()
+
+
+def _state(version: Version, states: dict[tuple[str, str], str], pin: int | None) -> str:
+    """What becomes of it; with a server, what that says."""
+    told = states.get((version.model, str(version.number)))
+    parts = [told] if told else []
+    if version.mark is not None:
+        parts.append(f"{'withdrawn' if version.mark.by == 'rollback' else 'refused'}: {version.mark.reason}")
+    if pin == version.number:
+        parts.append("pinned")
+    return "; ".join(parts) or ("not loaded" if states else "")
+
+
+def _wait(server: str, model: Path, number: int) -> None:
+    """Until the server's newest version is this one; or, from a watcher, why it is not."""
+    from serving.control import TritonControl
+
+    control, begun = TritonControl(server), time.monotonic()
+    try:
+        while time.monotonic() - begun < _PATIENCE:
+            if max(control.ready().get(model.name, {0})) == number:
+                print(f"{model.name}: {number} serves, {time.monotonic() - begun:.1f} s later")
+                return
+            mark = withdrawn(model).get(number)
+            if mark is not None:
+                raise ServingError(f"{model.name}: version {number} was refused: {mark.reason}")
+            time.sleep(0.05)
+    finally:
+        control.close()
+    raise ServingError(f"{model.name}: version {number} does not serve after {_PATIENCE:.0f} s; does a watcher run?")
+
+
+def _model(repository: Path, name: str) -> Path:
+    known = [model.name for model in models(repository)]
+    if name not in known:
+        raise ServingError(f"{repository}: no model {name!r}; there are {', '.join(known) or 'none'}")
+    return repository / name
+
+
+def _number(text: str) -> int:
+    if not text.isdigit():
+        raise typer.BadParameter(f"{text!r} is no version; a number, or newest", param_hint="VERSION")
+    return int(text)
+
+
+def _age(folder: Path) -> str:
+    seconds = max(0.0, time.time() - folder.stat().st_mtime)
+    for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
 def _files(version: Version) -> str:
     return "; ".join(version.problems) or ("as in the manifest" if version.manifest else "no manifest")
+
+
+def _cell(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

@@ -77,11 +77,16 @@ def serve(
 ) -> None:
     """Run a real Triton over a model repository. Prints `ready HOST:PORT` (gRPC) once every model is loaded.
 
-    It stays in the foreground, and ends with the shell that started it unless that used nohup.
+    Versions dropped into the repository later are loaded too, once they are whole; one that is wrong is refused
+    with its reason, and what served before serves on. It stays in the foreground, and ends with the shell that started
+    it unless that used nohup.
     """
-    from headrace.rig.triton import TritonRig
+    from bridge.config.model import Log
+    from bridge.observe.logs import configure
+    from headrace.rig.served import ServedRepository
 
-    rig = TritonRig(repository, grpc_port, http_port, metrics_port)
+    configure(Log())
+    rig = ServedRepository(repository, grpc_port, http_port, metrics_port)
     _serve("Triton", rig, lambda: rig.address, Console(stderr=True))
 
 

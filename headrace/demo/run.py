@@ -33,7 +33,7 @@ from headrace.rig.topics import create_topics
 from headrace.rig.triton import TritonRig
 from serving.control import TritonControl
 from serving.manifest import read_manifest
-from serving.repository import copy_version
+from serving.publish import publish
 
 PIPELINES = Path(__file__).parent / "pipelines"
 PARTITIONS = 6
@@ -102,7 +102,7 @@ def _servers(model: str, source: Path, console: Console) -> Iterator[Servers]:
         repository = home / "models"
         (repository / model).mkdir(parents=True)
         shutil.copy2(source / "config.pbtxt", repository / model)
-        copy_version(source / "1", repository / model)
+        publish(source / "1", repository, model)
         kafka, triton = KafkaCluster(), TritonRig(repository)
         stack.callback(kafka.stop)
         stack.callback(triton.stop)
@@ -193,7 +193,7 @@ async def _stream(
 
 
 def _publish(servers: Servers, model: str, source: Path) -> None:
-    copy_version(source / "2", servers.repository / model)
+    publish(source / "2", servers.repository, model)
     control = TritonControl(servers.triton.address)
     try:
         control.load(model)

@@ -18,7 +18,7 @@ class TritonRig(Rig):
         grpc_port: 0 takes a free one; so for the others.
         http_port: of health and of the HTTP interface.
         metrics_port: of Triton's own metrics.
-        models: to load at start; None loads all.
+        models: to load at start; None loads all, of which there must be one.
     """
 
     def __init__(

@@ -1,8 +1,9 @@
-"""What every `ModelServer` must do: one suite for the fake and for a real Triton."""
+"""What every `ModelServer` must do: one suite for the fake, a real Triton, and TensorFlow Serving's own messages."""
 
 import asyncio
 import struct
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from bridge.config.model import Model
 from bridge.infer import Disposition, InferenceError, ModelServer
 from bridge.infer.fake import FakeServer
+from bridge.infer.tfserving import TensorFlowServing
 from bridge.infer.triton import TritonServer
 from bridge.tensors import ModelSpec, TensorSpec, encode_bytes
 
@@ -53,9 +55,31 @@ def change(arrays):
     }
 
 
-@pytest.fixture(params=["fake", "triton"])
+SERVED = replace(
+    TYPES,
+    inputs=[replace(spec, shape=() if spec.shape == (1,) else spec.shape) for spec in TYPES.inputs],
+    outputs=[replace(spec, shape=() if spec.shape == (1,) else spec.shape) for spec in TYPES.outputs],
+    max_batch_size=None,
+)
+"""The same model as TensorFlow Serving describes it: a scalar a row has no shape, and there is no limit."""
+
+
+@pytest.fixture
+def described(request: pytest.FixtureRequest) -> ModelSpec:
+    return SERVED if "[tfserving" in request.node.name else TYPES
+
+
+@pytest.fixture(params=["fake", "triton", "tfserving"])
 def make(request: pytest.FixtureRequest) -> Iterator[Callable[..., ModelServer]]:
-    if request.param == "fake":
+    if request.param == "tfserving":
+        address = request.getfixturevalue("tensorflow_serving")
+
+        def served(name: str = "types", version: str | int = "latest") -> ModelServer:
+            config = Model(server="tfserving", address=address, name=name, version=version, timeout="10s")
+            return TensorFlowServing(config)
+
+        yield served
+    elif request.param == "fake":
 
         def fake(name: str = "types", version: str | int = "latest") -> ModelServer:
             server = FakeServer(TYPES, change)
@@ -96,13 +120,13 @@ def rows(count: int, numbers: list[int] | None = None) -> dict[str, list[bytes]]
     }
 
 
-def test_it_describes_the_model(make: Callable[..., ModelServer]) -> None:
-    assert asking(make, lambda server: server.describe()) == TYPES
+def test_it_describes_the_model(make: Callable[..., ModelServer], described: ModelSpec) -> None:
+    assert asking(make, lambda server: server.describe()) == described
 
 
-@pytest.mark.parametrize("count", [1, 2, 256, 1000])
-def test_every_type_comes_back_row_by_row(make: Callable[..., ModelServer], count: int) -> None:
-    prediction = asking(make, lambda server: server.infer(TYPES, rows(count), count, OUTPUTS))
+@pytest.mark.parametrize("count", [1, 2, 255, 256, 1000])
+def test_every_type_comes_back_row_by_row(make: Callable[..., ModelServer], described: ModelSpec, count: int) -> None:
+    prediction = asking(make, lambda server: server.infer(described, rows(count), count, OUTPUTS))
     assert prediction.version == "1"
     got = {name: array.reshape(count, -1) for name, array in prediction.outputs.items()}
     numbers = np.arange(count)
@@ -117,25 +141,27 @@ def test_every_type_comes_back_row_by_row(make: Callable[..., ModelServer], coun
     }  # fmt: skip
 
 
-def test_only_the_outputs_asked_for_come_back(make: Callable[..., ModelServer]) -> None:
-    prediction = asking(make, lambda server: server.infer(TYPES, rows(2), 2, ["small"]))
+def test_only_the_outputs_asked_for_come_back(make: Callable[..., ModelServer], described: ModelSpec) -> None:
+    prediction = asking(make, lambda server: server.infer(described, rows(2), 2, ["small"]))
     assert list(prediction.outputs) == ["small"]
 
 
-def test_many_calls_at_once_keep_their_rows(make: Callable[..., ModelServer]) -> None:
+def test_many_calls_at_once_keep_their_rows(make: Callable[..., ModelServer], described: ModelSpec) -> None:
     async def many(server: ModelServer) -> list[list[int]]:
         asked = [list(range(start, start + 1 + start % 7)) for start in range(0, 400, 10)]
         answers = await asyncio.gather(
-            *(server.infer(TYPES, rows(len(numbers), numbers), len(numbers), ["count"]) for numbers in asked)
+            *(server.infer(described, rows(len(numbers), numbers), len(numbers), ["count"]) for numbers in asked)
         )
         return [answer.outputs["count"].ravel().tolist() for answer in answers]
 
     assert asking(make, many) == [[n + 1 for n in range(s, s + 1 + s % 7)] for s in range(0, 400, 10)]
 
 
-def test_refused_data_is_told_apart_and_fails_no_neighbour(make: Callable[..., ModelServer]) -> None:
+def test_refused_data_is_told_apart_and_fails_no_neighbour(
+    make: Callable[..., ModelServer], described: ModelSpec
+) -> None:
     async def both(server: ModelServer) -> list[object]:
-        calls = [server.infer(TYPES, rows(1, [n]), 1, ["count"]) for n in (1, -1, 2, -2, 3)]
+        calls = [server.infer(described, rows(1, [n]), 1, ["count"]) for n in (1, -1, 2, -2, 3)]
         return await asyncio.gather(*calls, return_exceptions=True)
 
     answers = asking(make, both)
@@ -146,8 +172,10 @@ def test_refused_data_is_told_apart_and_fails_no_neighbour(make: Callable[..., M
 
 
 @pytest.mark.parametrize(("name", "version"), [("none", "latest"), ("types", 7)])
-def test_a_model_that_is_not_there_is_absent(make: Callable[..., ModelServer], name: str, version: int) -> None:
-    for body in (lambda s: s.describe(), lambda s: s.infer(TYPES, rows(1), 1, ["count"])):
+def test_a_model_that_is_not_there_is_absent(
+    make: Callable[..., ModelServer], described: ModelSpec, name: str, version: int
+) -> None:
+    for body in (lambda s: s.describe(), lambda s: s.infer(described, rows(1), 1, ["count"])):
         with pytest.raises(InferenceError) as caught:
             asking(partial(make, name, version), body)
         assert caught.value.disposition is Disposition.ABSENT

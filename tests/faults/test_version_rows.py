@@ -13,7 +13,7 @@ import pytest
 from headrace.rig.triton import TritonRig
 from serving.control import TritonControl
 from serving.errors import ServingError
-from serving.repository import copy_version
+from serving.publish import publish
 from tests.faults.world import World, world
 from tests.support import Broker, until
 
@@ -51,7 +51,7 @@ def served(stamped: Path, tmp_path: Path) -> Iterator[tuple[TritonRig, TritonCon
     (model / "config.pbtxt").write_text(
         'platform: "tensorflow_savedmodel"\nversion_policy: { latest: { num_versions: 2 } }\n'
     )
-    copy_version(stamped / "1", model)
+    publish(stamped / "1", model.parent, model.name)
     with TritonRig(model.parent) as triton:
         control = TritonControl(triton.address)
         yield triton, control, model
@@ -92,7 +92,7 @@ def test_row_26_a_version_is_swapped_rolled_back_corrupted_and_half_copied(
         w.start_writing(RATE)
         w.until_done(200)
         w.fault("version 2 is swapped in")
-        copy_version(stamped / "2", model)
+        publish(stamped / "2", model.parent, model.name)
         control.load("stamped")
         served_by(w, "2")
 
@@ -138,17 +138,18 @@ def test_row_27_the_disk_is_full_while_a_version_is_published(
     triton, control, model = served
     options = {"model": {"inputs": {"x": "x"}, "outputs": {"y": "y"}}, "model_name": "stamped"}
     # A process that may write no larger file meets the same as on a full disk: its copy breaks off in the middle.
-    publish = textwrap.dedent(
+    script = textwrap.dedent(
         """
         import resource, signal, sys
         from pathlib import Path
         from serving.errors import ServingError
-        from serving.repository import copy_version
+        from serving.publish import publish
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         most = int(sys.argv[3])
         resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
         try:
-            copy_version(Path(sys.argv[1]), Path(sys.argv[2]))
+            model = Path(sys.argv[2])
+            publish(Path(sys.argv[1]), model.parent, model.name)
         except ServingError as error:
             print(error)
         else:
@@ -161,9 +162,9 @@ def test_row_27_the_disk_is_full_while_a_version_is_published(
         w.until_done(200)
         w.fault("the disk is full while version 2 is published")
         most = w.rng.randrange(100_000, 700_000)
-        command = [sys.executable, "-c", publish, str(stamped / "2"), str(model), str(most)]
+        command = [sys.executable, "-c", script, str(stamped / "2"), str(model), str(most)]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
-        assert f"{model / '2'}: cannot be written" in done.stdout
+        assert f"{model}: cannot be written" in done.stdout
         assert sorted(path.name for path in model.iterdir()) == ["1", "config.pbtxt"]  # nothing is left of it
         control.load("stamped")
         before = w.results()

@@ -289,7 +289,7 @@ def test_a_kill_in_mid_stream_loses_nothing(broker: Broker, triton: TritonRig, t
     assert_complete(broker, topics, 60_000, duplicates=True)
 
 
-def test_a_model_outage_of_20_seconds(broker: Broker, models: Path, tmp_path: Path) -> None:
+def test_a_model_outage_longer_than_a_session(broker: Broker, models: Path, tmp_path: Path) -> None:
     topics = broker.topics()
     port, http = free_port(), free_port()
     config = dense(broker, TritonRig(models, port), topics)
@@ -308,7 +308,7 @@ def test_a_model_outage_of_20_seconds(broker: Broker, models: Path, tmp_path: Pa
             broker.produce(topics["events"], numbered(20_000, first=600), linger_ms=20)
             until(lambda: bridge.logged("model_away"))
             until(lambda: bridge.get("/health/ready")[0] == 503)
-            until(lambda: time.monotonic() - gone > 20, 30)
+            until(lambda: time.monotonic() - gone > 12, 30)
             assert bridge.get("/health/live")[0] == 200
             assert bridge.metric("headrace_paused_partitions") == 3
             assert bridge.metric("headrace_rebalances_total") == 1  # membership is kept

@@ -65,6 +65,9 @@ def test_defaults_are_those_of_the_contract() -> None:
         ("model", "fraud", "model: 'fraud' is not a section"),
         ("model.version", "newest", "model.version: 'newest'"),
         ("model.version", 0, "model.version: 0"),
+        ("model.version", {"label": "stable"}, "version: labels are known to tfserving only; name latest or a number"),
+        ("model.version", {"lable": "stable"}, "a version is latest, a number from 1, or {label: NAME}"),
+        ("model.signature", "other", "signature: with triton the model's config.pbtxt names it"),
         ("model.inputs", {"x": []}, "inputs.x names no field"),
         ("model.tls", {"enabled": True, "ca_file": "/no/ca.pem"}, "model.tls.ca_file: '/no/ca.pem': no such file"),
         ("kafka.security", {"protocol": "SASL_SSL"}, "protocol SASL_SSL needs a sasl section"),
@@ -181,7 +184,7 @@ def test_the_reference_names_every_key_and_says_something_about_it() -> None:
     assert len(rows) > 50
     assert all(row.rstrip(" |").split("|")[-1].strip() for row in rows)
     types = {row.split("|")[1].strip(" `*"): row.split("|")[2].strip() for row in rows}
-    assert types["model.version"] == "latest or number"
+    assert types["model.version"] == "latest or number or mapping"
     assert types["model.timeout"] == "duration"
     assert types["batch.max_bytes"] == "size"
     assert types["kafka.security.ca_file"] == "file"

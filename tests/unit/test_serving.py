@@ -10,9 +10,9 @@ import pytest
 from serving.errors import ServingError
 from serving.golden import read_golden
 from serving.joining import run_joined
-from serving.manifest import file_hashes, read_manifest, verify
+from serving.manifest import read_manifest, verify
 from serving.quality import rmse, roc_auc
-from serving.repository import copy_version, versions
+from serving.repository import versions
 from serving.savedmodel import read_signature, saved_model_folder
 from serving.triton import models_of
 
@@ -81,19 +81,6 @@ def test_verify_finds_what_is_changed_missing_or_added(tmp_path: Path) -> None:
     (version / "manifest.json").write_text('{"model": 3}')
     with pytest.raises(ServingError, match=r"manifest.json: model: "):
         read_manifest(version)
-
-
-def test_a_version_is_put_in_whole_or_not_at_all(tmp_path: Path) -> None:
-    model = tmp_path / "fraud"
-    model.mkdir()
-    target = copy_version(FRAUD, model)
-    assert file_hashes(target) == file_hashes(FRAUD)
-    assert [path.name for path in model.iterdir()] == ["1"]
-    with pytest.raises(ServingError, match="is there already; a version never changes"):
-        copy_version(FRAUD, model)
-    (tmp_path / "file").write_text("")
-    with pytest.raises(ServingError, match="cannot be written"):
-        copy_version(FRAUD, tmp_path / "file")
 
 
 def test_models_are_folders_with_versions(tmp_path: Path) -> None:

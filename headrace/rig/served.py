@@ -1,0 +1,97 @@
+"""A model repository served on this machine: a Triton, and the watcher that decides what it loads."""
+
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+from bridge.errors import HeadraceError
+from headrace.rig.process import Rig, ServerFailed
+from headrace.rig.triton import TritonRig
+from headrace.watching import Watching
+from serving.control import TritonControl
+from serving.errors import ServingError
+from serving.watch import Event
+
+_PATIENCE = 300.0
+
+
+class ServedRepository(Rig):
+    """One tritonserver over a view of its own, and a watcher of the repository.
+
+    Args:
+        repository: the model repository.
+        grpc_port: 0 takes a free one; so for the others.
+        http_port: of health and of the HTTP interface.
+        metrics_port: of Triton's own metrics.
+        settle: seconds until a version without a manifest is taken for whole.
+    """
+
+    def __init__(
+        self, repository: Path, grpc_port: int = 0, http_port: int = 0, metrics_port: int = 0, settle: float = 3.0
+    ) -> None:
+        if not repository.is_dir():
+            raise ServingError(f"{repository}: no such model repository; a repository is a folder of models")
+        self._repository = repository
+        self._settle = settle
+        self._folder = tempfile.TemporaryDirectory(prefix="headrace-view-", ignore_cleanup_errors=True)
+        self._view = Path(self._folder.name) / "models"
+        self._view.mkdir()
+        try:
+            self.triton = TritonRig(self._view, grpc_port, http_port, metrics_port, models=())
+        except HeadraceError:
+            self._folder.cleanup()
+            raise
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._watching: Watching | None = None
+        self._reasons: list[str] = []
+
+    @property
+    def address(self) -> str:
+        """host:port of the gRPC service."""
+        return self.triton.address
+
+    def launch(self) -> None:
+        """See `Rig`."""
+        self.triton.launch()
+
+    def wait_ready(self) -> None:
+        """Until every model that can be served is.
+
+        Raises:
+            ServerFailed: there is none.
+        """
+        self.triton.wait_ready()
+        self._watching = Watching(self._repository, self._view, self.address, self._settle, told=self._told)
+        self._thread = threading.Thread(target=self._watching.run, args=(self._stop,), name="watcher", daemon=True)
+        self._thread.start()
+        until = time.monotonic() + _PATIENCE
+        while not self._watching.settled.wait(0.1):
+            if not self.triton.process.running or time.monotonic() > until:
+                raise ServerFailed(f"Triton ended, or loads for too long:\n{self.triton.process.tail()}")
+        control = TritonControl(self.address)
+        try:
+            if not control.ready():
+                reasons = "\n".join(self._reasons) or "no model in it; expected <model>/<version>/model.savedmodel/"
+                raise ServerFailed(f"{self._repository}: nothing that can be served:\n{reasons}")
+        finally:
+            control.close()
+
+    def wait(self) -> None:
+        """See `Rig`."""
+        self.triton.wait()
+
+    def stop(self) -> None:
+        """See `Rig`."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(30)
+        if self._watching is not None:
+            self._watching.close()
+        self.triton.stop()
+        self._folder.cleanup()
+
+    def _told(self, event: Event) -> None:
+        if event.reason:
+            self._reasons.append(event.reason)

@@ -1,0 +1,100 @@
+"""A watcher at work: turn after turn until it is stopped, with logs, metrics and health."""
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import structlog
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from bridge.observe.http import ObserveServer
+from serving.control import TritonControl
+from serving.view import View
+from serving.watch import Event, Watcher
+
+log = structlog.get_logger()
+_STUCK = 300.0  # seconds that one turn may take: a large version is copied, loaded and warmed in it
+
+
+class Watching:
+    """One watcher, its server, and what the outside sees of them.
+
+    Args:
+        repository: where versions are dropped in.
+        view: the server's own folder.
+        address: host:port of its gRPC service.
+        settle: seconds until a version without a manifest is taken for whole.
+        interval: seconds between turns.
+        observe: host:port for health and metrics; None for none.
+        told: of every event, beside the log.
+    """
+
+    def __init__(
+        self,
+        repository: Path,
+        view: Path,
+        address: str,
+        settle: float,
+        interval: float = 0.5,
+        observe: str | None = None,
+        told: Callable[[Event], None] = lambda event: None,
+    ) -> None:
+        self._control = TritonControl(address)
+        self._watcher = Watcher(repository, View(view), self._control, self._note, settle)
+        self._interval = interval
+        self._heard = told
+        self._turned = time.monotonic()
+        self.settled = threading.Event()
+        """Set once a turn has found nothing more to do."""
+        registry = CollectorRegistry()
+        self._events = Counter(
+            "headrace_model_events", "What the watcher has done or found.", ["what", "model"], registry=registry
+        )
+        self._loads = Histogram(
+            "headrace_model_load_seconds",
+            "From a whole version to one that serves.",
+            ["model"],
+            buckets=(0.5, 1, 2, 5, 10, 20, 60, 300),
+            registry=registry,
+        )
+        self._serving = Gauge(
+            "headrace_model_version", "The version of the model that answers.", ["model"], registry=registry
+        )
+        self._observe = ObserveServer(observe, self, registry) if observe else None
+
+    def run(self, stop: threading.Event) -> None:
+        """Watch until `stop` is set."""
+        while not stop.is_set():
+            if not self._watcher.turn():
+                self.settled.set()
+            self._turned = time.monotonic()
+            for model, version in self._watcher.serving.items():
+                self._serving.labels(model).set(version)
+            stop.wait(self._interval)
+
+    def live(self) -> tuple[bool, str]:
+        """See `Probes`."""
+        age = time.monotonic() - self._turned
+        return age < _STUCK, f"the last look at the repository was {age:.0f} s ago"
+
+    def ready(self) -> tuple[bool, str]:
+        """See `Probes`."""
+        return self.settled.is_set(), "watching" if self.settled.is_set() else "versions are being loaded"
+
+    def close(self) -> None:
+        """Let go of the server and of the endpoints."""
+        self._control.close()
+        if self._observe:
+            self._observe.close()
+
+    def _note(self, event: Event) -> None:
+        self._events.labels(event.what, event.model).inc()
+        if event.what == "loaded":
+            self._loads.labels(event.model).observe(event.seconds)
+        fields = {"model": event.model or None, "version": event.version or None, "reason": event.reason or None}
+        if event.what == "loaded":
+            fields["seconds"] = f"{event.seconds:.2f}"
+        note = log.warning if event.what in ("refused", "trouble") else log.info
+        note(f"version {event.what}" if event.version else event.what, **{k: v for k, v in fields.items() if v})
+        self._heard(event)

@@ -1,0 +1,99 @@
+"""Whether a version folder holds a whole version: told by what is in it, never by how old it is."""
+
+import hashlib
+import os
+import re
+import stat
+from pathlib import Path
+
+from serving.errors import ServingError
+from serving.golden import read_golden
+from serving.manifest import read_manifest, verify
+from serving.savedmodel import read_signature, saved_model_folder
+
+VERSION = re.compile(r"[1-9][0-9]{0,17}")
+"""A version's name: a number from 1, without leading zeros, that fits into 64 bits."""
+NO_VERSION = "no version; a version is called by a number from 1, without leading zeros"
+_SHARD = re.compile(r"variables\.data-(\d{5})-of-(\d{5})")
+
+
+def misnamed(model: Path) -> list[str]:
+    """Names in a model's folder that may be meant for versions, and are none."""
+    return [
+        path.name
+        for path in sorted(model.iterdir())
+        if not path.name.startswith(".")
+        and not VERSION.fullmatch(path.name)
+        and (path.is_dir() or path.name.lstrip("-").isdigit())
+    ]
+
+
+def fingerprint(folder: Path) -> str:
+    """Changes whenever a file in `folder` is added, removed, written to, renamed, or given other permissions.
+
+    Raises:
+        ServingError: something in it cannot be read.
+    """
+    told = hashlib.sha256()
+    for path in _walk(folder):
+        found = path.lstat()
+        told.update(f"{path.relative_to(folder)} {found.st_mode} {found.st_size} {found.st_ctime_ns}\n".encode())
+    return told.hexdigest()
+
+
+def check(folder: Path, within: Path) -> None:
+    """Pass, where `folder` is a whole version that can be served.
+
+    Args:
+        folder: of the version.
+        within: where its symbolic links may lead.
+
+    Raises:
+        ServingError: what is wrong with it, in one sentence.
+    """
+    if not folder.is_dir():
+        raise ServingError(f"{folder}: a file; a version is a folder")
+    home = within.resolve()
+    for path in (folder, *_walk(folder)):
+        mode = path.lstat().st_mode
+        if stat.S_ISLNK(mode) and not _inside(path, home):
+            raise ServingError(f"{path}: a symbolic link that leads out of the repository, or nowhere")
+        if not (stat.S_ISLNK(mode) or stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise ServingError(f"{path}: neither a file nor a folder")
+        if not os.access(path, os.R_OK):
+            raise ServingError(f"{path}: cannot be read: permission denied")
+    model = saved_model_folder(folder)
+    if read_manifest(folder) is None:
+        _check_shards(model / "variables")
+    else:
+        problems = verify(folder)
+        if problems:
+            raise ServingError("; ".join(problems))
+    read_signature(model)
+    read_golden(folder)
+
+
+def _walk(folder: Path) -> list[Path]:
+    """Everything below `folder`, in order; the same on every machine."""
+
+    def failed(error: OSError) -> None:
+        raise ServingError(f"{error.filename}: cannot be read: {error.strerror}")
+
+    return sorted(
+        Path(home) / name
+        for home, folders, files in os.walk(folder, onerror=failed, followlinks=True)
+        for name in (*folders, *files)
+    )
+
+
+def _inside(link: Path, home: Path) -> bool:
+    try:
+        return link.resolve(strict=True).is_relative_to(home)
+    except OSError:
+        return False
+
+
+def _check_shards(variables: Path) -> None:
+    shards = [found for path in sorted(variables.glob("*.data-*")) if (found := _SHARD.fullmatch(path.name))]
+    if (variables / "variables.index").is_file() and len(shards) != (int(shards[0][2]) if shards else 1):
+        raise ServingError(f"{variables}: {len(shards)} of its data files are here; it has been copied in part")

@@ -1,0 +1,95 @@
+"""What the model server is pointed at: a folder of its own, in which only whole and wanted versions ever are.
+
+The repository that people write to may hold anything at any moment. A version is copied from there aside, checked as a
+copy, and renamed to its place, so that the server never reads a file that somebody may still be writing.
+"""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from serving.completeness import VERSION, check
+
+_ASIDE = ".incoming"
+
+
+class View:
+    """The server's own model repository.
+
+    Args:
+        root: its folder, made if need be; nobody else writes to it.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        root.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(root / _ASIDE, ignore_errors=True)  # of a watcher that was killed
+
+    def models(self) -> list[str]:
+        """The models in it."""
+        return sorted(path.name for path in self.root.iterdir() if path.is_dir() and path.name != _ASIDE)
+
+    def versions(self, model: str) -> set[int]:
+        """The versions of a model in it."""
+        folder = self.root / model
+        if not folder.is_dir():
+            return set()
+        return {int(path.name) for path in folder.iterdir() if path.is_dir() and VERSION.fullmatch(path.name)}
+
+    def add(self, model: str, number: int, source: Path) -> None:
+        """Copy a version in, whole or not at all.
+
+        Raises:
+            ServingError: what was copied is not a whole version.
+            OSError: it cannot be copied: no space, or something else that is not the version's fault.
+        """
+        aside = self.root / _ASIDE / model / str(number)
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            shutil.copytree(source, aside)  # follows links, so that the copy stands by itself
+            check(aside, aside)
+            (self.root / model).mkdir(exist_ok=True)
+            os.rename(aside, self.root / model / str(number))  # noqa: PTH104
+        except shutil.Error as error:
+            raise OSError(str(error.args[0][0][2]) if error.args[0] else str(error)) from None
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+
+    def drop(self, model: str, number: int) -> None:
+        """Take a version out."""
+        gone = self.root / _ASIDE / model / f"{number}.gone"
+        gone.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(gone, ignore_errors=True)
+        try:
+            os.rename(self.root / model / str(number), gone)  # noqa: PTH104  # at once, then at leisure
+        except FileNotFoundError:
+            return
+        shutil.rmtree(gone, ignore_errors=True)
+
+    def config(self, model: str) -> str | None:
+        """The model's configuration, None where there is none."""
+        try:
+            return (self.root / model / "config.pbtxt").read_text()
+        except FileNotFoundError:
+            return None
+
+    @contextlib.contextmanager
+    def configured(self, model: str, config: str) -> Iterator[None]:
+        """Give the model this configuration; the one before comes back, as it was, when the block fails."""
+        folder = self.root / model
+        folder.mkdir(exist_ok=True)
+        path, before, aside = folder / "config.pbtxt", folder / ".config.before", folder / ".config.new"
+        aside.write_text(config)
+        if path.exists():
+            shutil.copy2(path, before)  # with its time of change: the server would load everything again
+        os.replace(aside, path)  # noqa: PTH105
+        try:
+            yield
+        except BaseException:
+            if before.exists():
+                os.replace(before, path)  # noqa: PTH105
+            raise
+        before.unlink(missing_ok=True)

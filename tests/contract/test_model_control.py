@@ -1,0 +1,124 @@
+"""What controls a model server: one suite for the fake and for a real Triton."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from headrace.rig.triton import TritonRig
+from serving.control import TritonControl
+from serving.errors import ServerAway, ServingError
+from serving.fake import FakeControl
+from serving.view import View
+from serving.watch import Control
+from tests.support import until
+
+FRAUD = Path(__file__).parents[2] / "model_repository" / "fraud"
+CONFIG = 'platform: "tensorflow_savedmodel"\nversion_policy { all { } }\ninstance_group { count: 1 kind: KIND_CPU }\n'
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, TritonRig]]:
+    """A real Triton that has loaded nothing, and its repository."""
+    root = tmp_path_factory.mktemp("control")
+    with TritonRig(root, models=()) as triton:
+        yield root, triton
+
+
+@pytest.fixture(params=["fake", "triton"])
+def control(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Control, View, str]]:
+    """A control, the view of its server, and a model in it that has no version yet."""
+    name = f"fraud-{request.node.name.partition('[')[0]}"
+    if request.param == "fake":
+        made: FakeControl | TritonControl = FakeControl(tmp_path)
+        root = tmp_path
+    else:
+        root, triton = request.getfixturevalue("server")
+        made = TritonControl(triton.address)
+    view = View(root)
+    with view.configured(name, CONFIG):
+        pass
+    if isinstance(made, FakeControl):
+        made.answer = lambda model, version, inputs: {"score": np.full(8, version)}
+    yield made, view, name
+    if isinstance(made, TritonControl):
+        made.close()
+
+
+def test_versions_come_and_go_one_by_one(control: tuple[Control, View, str]) -> None:
+    made, view, name = control
+    assert made.ready().get(name) is None
+    view.add(name, 1, FRAUD / "1")
+    made.load(name)
+    assert made.ready()[name] == {1}
+    view.add(name, 2, FRAUD / "2")
+    made.load(name)
+    assert made.ready()[name] == {1, 2}
+    view.drop(name, 2)
+    made.load(name)
+    assert made.ready()[name] == {1}
+
+
+def test_one_that_cannot_be_loaded_leaves_what_serves_and_can_be_taken_out(
+    control: tuple[Control, View, str], tmp_path: Path
+) -> None:
+    made, view, name = control
+    view.add(name, 1, FRAUD / "1")
+    made.load(name)
+    view.add(name, 2, FRAUD / "2")
+    (view.root / name / "2" / "model.savedmodel" / "saved_model.pb").write_bytes(b"no graph")
+    with pytest.raises(ServingError, match="cannot be loaded: .*not a SavedModel") as caught:
+        made.load(name)
+    assert not isinstance(caught.value, ServerAway)
+    assert made.ready()[name] == {1}
+    view.drop(name, 2)
+    view.add(name, 3, FRAUD / "2")
+    made.load(name)
+    assert made.ready()[name] == {1, 3}
+
+
+def test_a_version_can_be_asked(control: tuple[Control, View, str]) -> None:
+    made, view, name = control
+    view.add(name, 1, FRAUD / "1")
+    made.load(name)
+    rows = np.zeros((8, 9), np.float32)
+    assert made.ask(name, 1, {"features": rows}, ["score"])["score"].size == 8
+    with pytest.raises(ServingError, match="version 2 of model .* does not answer"):
+        made.ask(name, 2, {"features": rows}, ["score"])
+
+
+@pytest.mark.parametrize("make", [lambda root: FakeControl(root), lambda root: TritonControl("127.0.0.1:9")])
+def test_one_that_is_not_there_is_away(make: Callable[[Path], Control], tmp_path: Path) -> None:
+    made = make(tmp_path)
+    if isinstance(made, FakeControl):
+        made.available = False
+    for call in (made.ready, lambda: made.load("m"), lambda: made.ask("m", 1, {"x": np.zeros(1)}, ["y"])):
+        with pytest.raises(ServerAway):
+            call()
+    if isinstance(made, TritonControl):
+        made.close()
+
+
+def test_a_real_triton_leaves_a_version_alone_when_another_comes_or_goes(server: tuple[Path, TritonRig]) -> None:
+    root, triton = server
+    view, made = View(root), TritonControl(triton.address)
+    with view.configured("alone", CONFIG):
+        pass
+
+    def processes() -> set[int]:
+        return {child.pid for child in psutil.Process(triton.process.pid).children(recursive=True)}
+
+    others = processes()
+    view.add("alone", 1, FRAUD / "1")
+    made.load("alone")
+    first = processes() - others
+    assert len(first) == 1
+    view.add("alone", 2, FRAUD / "2")
+    made.load("alone")
+    assert first < processes() - others
+    view.drop("alone", 2)
+    made.load("alone")
+    until(lambda: processes() - others == first, 30, "version 2 has gone, and 1 is the process it was")
+    made.close()

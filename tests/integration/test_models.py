@@ -1,0 +1,252 @@
+"""The life of model versions on a real Triton: dropped in, refused, rolled back, pinned, by the commands users type."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from headrace.rig.process import ServerProcess
+from headrace.rig.served import ServedRepository
+from headrace.rig.triton import TritonRig
+from serving.control import TritonControl
+from serving.golden import FILE as GOLDEN
+from serving.marks import withdrawn
+from tests.spoiled import SPOILED
+from tests.support import headrace, until
+
+REPOSITORY = Path(__file__).parents[2] / "model_repository"
+FRAUD = REPOSITORY / "fraud"
+CONFIG = 'platform: "tensorflow_savedmodel"\ninstance_group [ { count: 1, kind: KIND_CPU } ]\n'
+
+_BAD = """
+import sys, tensorflow as tf
+def save(name, body):
+    class Bad(tf.Module):
+        @tf.function(input_signature=[tf.TensorSpec([None, 9], tf.float32, "features")])
+        def score(self, features):
+            return {"score": body(features)}
+    bad = Bad()
+    tf.saved_model.save(bad, f"{sys.argv[1]}/{name}/model.savedmodel", signatures={"serving_default": bad.score})
+def dies(features):
+    with tf.control_dependencies([tf.raw_ops.Abort(error_msg="as bad as can be")]):
+        return features[:, 0]
+save("nan", lambda features: features[:, 0] / 0 * 0)
+save("dies", dies)
+"""
+
+
+class Served:
+    """A repository with one model, served and watched."""
+
+    def __init__(self, repository: Path, address: str) -> None:
+        self.repository = repository
+        self.model = repository / "fraud"
+        self.address = address
+        self.control = TritonControl(address)
+
+    @property
+    def ready(self) -> set[int]:
+        return self.control.ready().get("fraud", set())
+
+    def next(self) -> int:
+        return 1 + max(int(path.name) for path in self.model.iterdir() if path.name.isdigit())
+
+    def drop(self, source: Path) -> int:
+        """A version copied in by hand, without a manifest."""
+        number = self.next()
+        aside = self.model / f".{number}"
+        shutil.copytree(source, aside)
+        (aside / "manifest.json").unlink(missing_ok=True)
+        aside.rename(self.model / str(number))
+        return number
+
+    def answers(self) -> bool:
+        rows = np.zeros((3, 9), np.float32)
+        return self.control.ask("fraud", max(self.ready), {"features": rows}, ["score"])["score"].size == 3
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    repository = tmp_path_factory.mktemp("repository")
+    shutil.copytree(FRAUD / "1", repository / "fraud" / "1")
+    (repository / "fraud" / "config.pbtxt").write_text(CONFIG)
+    with ServedRepository(repository, settle=1.0) as server:
+        found = Served(repository, server.address)
+        yield found
+        found.control.close()
+
+
+@pytest.fixture(scope="module")
+def bad(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bad")
+    subprocess.run([sys.executable, "-c", _BAD, str(folder)], check=True, capture_output=True)
+    return folder
+
+
+def refused(served: Served, number: int) -> str:
+    """Why, once it is; what served before serves on."""
+    before = served.ready
+    until(lambda: number in withdrawn(served.model), 60, f"version {number} is refused")
+    assert served.ready == before
+    assert served.answers()
+    return withdrawn(served.model)[number].reason
+
+
+@pytest.mark.parametrize(("spoil", "reason"), SPOILED.values(), ids=SPOILED)
+def test_a_version_that_is_wrong_is_refused_and_the_one_before_serves_on(
+    served: Served, spoil: Callable[[Path], None], reason: str, tmp_path: Path
+) -> None:
+    # It is spoiled where it is, as it would be; only its number is not one before that.
+    number = served.next()
+    aside = served.model / f".{number}"
+    shutil.copytree(FRAUD / "2", aside)
+    (aside / "manifest.json").unlink()
+    spoil(aside)
+    aside.rename(served.model / str(number))
+    assert reason.partition(";")[0] in refused(served, number)
+
+
+def test_a_version_that_answers_its_golden_requests_with_nan_is_refused(served: Served, bad: Path) -> None:
+    shutil.copy2(FRAUD / "1" / GOLDEN, bad / "nan")
+    reason = refused(served, served.drop(bad / "nan"))
+    assert "golden requests: output 'score': value 0 is nan" in reason
+
+
+def test_a_version_that_kills_its_process_while_it_loads_is_refused(served: Served, bad: Path) -> None:
+    assert "cannot be loaded" in refused(served, served.drop(bad / "dies"))
+
+
+def test_a_version_with_another_signature_is_refused(served: Served) -> None:
+    number = served.next()
+    shutil.copytree(REPOSITORY / "personalization" / "1", served.model / str(number))
+    assert "its inputs are item, user in place of features" in refused(served, number)
+
+
+def test_a_version_is_published_rolled_back_restored_and_pinned(served: Served) -> None:
+    repository, at = str(served.repository), ("--server", served.address)
+    before = max(served.ready)
+    done = headrace("models", "publish", str(FRAUD / "2"), repository, *at)
+    assert done.returncode == 0, done.stderr
+    new = max(served.ready)
+    assert done.stdout.startswith(f"published fraud {new}\nfraud: {new} serves, ")
+    assert served.ready == {before, new}
+
+    done = headrace("models", "rollback", repository, "fraud", "--reason", "worse than before", *at)
+    assert done.returncode == 0, done.stderr
+    assert f"fraud: {new} is withdrawn, {before} serves" in done.stdout
+    assert max(served.ready) == before
+    again = headrace("models", "rollback", repository, "fraud")
+    assert again.returncode == 1
+    assert "no version before" in again.stderr
+
+    listed = json.loads(headrace("models", "list", repository, *at, "--json").stdout)
+    state = {row["version"]: row["state"] for row in listed}
+    assert "withdrawn: worse than before" in state[new]
+    assert state[before] == "READY"
+
+    done = headrace("models", "restore", repository, "fraud", str(new), *at)
+    assert (done.returncode, max(served.ready)) == (0, new), done.stderr
+    done = headrace("models", "pin", repository, "fraud", str(before), *at)
+    assert (done.returncode, max(served.ready)) == (0, before), done.stderr
+    assert "pinned" in headrace("models", "list", repository).stdout
+    done = headrace("models", "pin", repository, "fraud", "newest", *at)
+    assert (done.returncode, max(served.ready)) == (0, new), done.stderr
+
+
+def test_versions_are_compared_verified_and_pruned(tmp_path: Path) -> None:
+    repository = tmp_path / "repository"
+    for number in (1, 2, 1, 2):
+        assert headrace("models", "publish", str(FRAUD / str(number)), str(repository)).returncode == 0
+    found = json.loads(headrace("models", "diff", str(repository), "fraud", "1", "2", "--json").stdout)
+    assert found["roc_auc"][0] < found["roc_auc"][1]
+    assert found["inputs"] == ["features FP32[-1, 9]"] * 2
+    assert 0.01 < found["score, largest difference"][1] < 1
+    same = json.loads(headrace("models", "diff", str(repository), "fraud", "1", "3", "--json").stdout)
+    assert same["score, largest difference"][1] == 0
+
+    assert headrace("models", "verify", str(repository)).returncode == 0
+    (repository / "fraud" / "2" / GOLDEN).write_text("{}")
+    done = headrace("models", "verify", str(repository))
+    assert (done.returncode, "its content is not what the manifest says" in done.stdout) == (1, True)
+
+    done = headrace("models", "prune", str(repository), "--keep", "2")
+    assert "nothing is removed yet; --yes removes them" in done.stdout
+    assert headrace("models", "prune", str(repository), "--keep", "2", "--yes").returncode == 0
+    assert sorted(path.name for path in (repository / "fraud").iterdir()) == ["3", "4"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["publish", "/none", "{r}"], "/none: no folder; publish takes a SavedModel or a version's folder"),
+        (["list", "/none"], "/none: no such model repository; a repository is a folder of models"),
+        (["rollback", "{r}", "churn"], "no model 'churn'; there are fraud, maintenance, personalization"),
+        (["pin", "{r}", "fraud", "9"], "no version 9; there are 1, 2"),
+        (["diff", "{r}", "fraud", "1", "9"], "no version 9"),
+        (["restore", "{r}", "fraud", "1"], "version 1 is not withdrawn"),
+        (["list", "{r}", "--server", "127.0.0.1:9"], "127.0.0.1:9: no list of models: "),
+    ],
+)
+def test_a_mistake_is_one_sentence(arguments: list[str], sentence: str) -> None:
+    done = headrace("models", *(part.format(r=REPOSITORY) for part in arguments))
+    assert done.returncode == 1
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_serve_loads_what_is_dropped_in_and_ends_in_order(tmp_path: Path) -> None:
+    repository = tmp_path / "repository"
+    shutil.copytree(FRAUD / "1", repository / "fraud" / "1")
+    command = [sys.executable, "-m", "headrace", "serve", str(repository)]
+    ports = ["--grpc-port", "0", "--http-port", "0", "--metrics-port", "0"]
+    with ServerProcess("serve", [*command, *ports], tmp_path / "serve.log") as process:
+        process.wait_ready(lambda: "ready " in process.log.read_text(), 60)
+        (address,) = (line.split()[1] for line in process.log.read_text().splitlines() if line.startswith("ready "))
+        control = TritonControl(address)
+        assert control.ready() == {"fraud": {1}}
+        shutil.copytree(FRAUD / "2", repository / "fraud" / "2")
+        until(lambda: control.ready() == {"fraud": {1, 2}}, 60, "version 2 is loaded")
+        control.close()
+        process.signal(signal.SIGTERM)
+        assert process.wait() == 0
+    assert '"version loaded"' in process.log.read_text()
+
+
+def test_serve_says_why_nothing_can_be_served(tmp_path: Path) -> None:
+    ports = ("--grpc-port", "0", "--http-port", "0", "--metrics-port", "0")
+    done = headrace("serve", str(tmp_path), *ports, timeout=60)
+    assert done.returncode == 1
+    assert "no model in it; expected <model>/<version>/model.savedmodel/" in done.stderr
+    (tmp_path / "fraud" / "1").mkdir(parents=True)
+    done = headrace("serve", str(tmp_path), *ports, timeout=60)
+    assert done.returncode == 1
+    assert "no SavedModel; expected model.savedmodel/saved_model.pb" in done.stderr.splitlines()[-1]
+
+
+def test_a_watcher_beside_a_triton_is_killed_and_another_goes_on(tmp_path: Path) -> None:
+    repository, view = tmp_path / "repository", tmp_path / "view"
+    view.mkdir()
+    shutil.copytree(FRAUD / "1", repository / "fraud" / "1")
+    (repository / "fraud" / "config.pbtxt").write_text(CONFIG)
+    with TritonRig(view, models=()) as triton:
+        command = [sys.executable, "-m", "headrace", "models", "watch", str(repository), "--server", triton.address]
+        options = ["--view", str(view), "--observe", "127.0.0.1:0"]
+        control = TritonControl(triton.address)
+        with ServerProcess("watch", [*command, *options], tmp_path / "one.log") as process:
+            process.wait_ready(lambda: "\nready" in "\n" + process.log.read_text(), 60)
+            shutil.copytree(FRAUD / "2", repository / "fraud" / "2")
+            time.sleep(0.7)  # somewhere on its way
+            process.kill()
+        assert control.ready()["fraud"] >= {1}
+        with ServerProcess("watch", [*command, *options], tmp_path / "two.log") as process:
+            until(lambda: control.ready() == {"fraud": {1, 2}}, 60, "the next one goes on")
+            process.signal(signal.SIGTERM)
+            assert process.wait() == 0
+        control.close()
