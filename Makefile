@@ -19,7 +19,8 @@ demo: $(READY) ## stream real data through a real Kafka and a real Triton, and s
 	@$(BIN)/headrace demo $(ARGS)
 
 test: $(READY) lint ## lint, types, import rules, generated files, and every test against real Kafka and Triton (ARGS="-k name")
-	@$(BIN)/pytest $(ARGS)
+	@# Two at a time, each with servers of its own: most of them wait. A file stays together, for what its tests share.
+	@$(BIN)/pytest -n 2 --dist loadfile $(ARGS)
 
 fault-rows: $(READY) ## every row of the fault catalogue, in both modes (ARGS="--seeds 5")
 	@$(BIN)/pytest tests/faults --all-rows $(ARGS)

@@ -44,7 +44,8 @@ from serving.publish import publish
 from serving.repository import serving_order
 
 _MODEL = "dense-30"
-_QUIET = 3.0  # seconds between two swaps
+_QUIET = 8.0  # seconds between two swaps
+_AFTER = 4.0  # of them that belong to the swap: after a rollback the version before is loaded for the next one
 _PATIENCE = 60.0
 _SIGNS = 6
 """As many different models; version n is a copy of one, and which is remembered."""
@@ -187,8 +188,9 @@ def verdict(reader: Reader, swaps: Sequence[Swap], events: int, letters: int, fi
     waits = np.array([(at - first - number / rate) * 1000 for number, at in reader.arrived])
     due = np.array([first + number / rate for number, _ in reader.arrived])
     swapping = np.zeros(len(due), bool)
+    warm = due >= first + _QUIET / 2
     for swap in swaps:
-        swapping |= (due >= swap.begun) & (due <= swap.done)
+        swapping |= (due >= swap.begun) & (due <= swap.done + _AFTER)
     kinds = {
         kind: sorted(round(swap.done - swap.begun, 2) for swap in swaps if swap.kind == kind)
         for kind in dict.fromkeys(swap.kind for swap in swaps)
@@ -203,7 +205,7 @@ def verdict(reader: Reader, swaps: Sequence[Swap], events: int, letters: int, fi
         "wrong_stamp": reader.wrong_stamp,
         "latency_ms": {
             name: {p: round(float(np.percentile(chosen, float(p))), 1) for p in ("50", "99", "99.9")}
-            for name, chosen in (("without", waits[~swapping]), ("during", waits[swapping]))
+            for name, chosen in (("without", waits[warm & ~swapping]), ("during", waits[swapping]))
             if len(chosen)
         },
         "seconds_until_first_result": kinds,
@@ -250,7 +252,7 @@ def _run(servers: Servers, repository: Path, made: Path, arguments: Any, console
         try:
             with _progress(console, arguments.swaps) as told:
                 swaps = swap_again_and_again(reader, repository, made, arguments.swaps, told, signs)
-            time.sleep(_QUIET)
+            time.sleep(_AFTER)
             stop.set()
             first, events = feeding.result()
             until = time.monotonic() + _PATIENCE

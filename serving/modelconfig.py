@@ -14,7 +14,8 @@ except ImportError:
     raise ServingError("the Triton client is not installed here; pip install 'headrace[serving]'") from None
 
 FILE = "config.pbtxt"
-_DEFAULT = 'platform: "tensorflow_savedmodel"\n'
+_DEFAULT = 'platform: "tensorflow_savedmodel" instance_group { count: 1 kind: KIND_CPU }'
+"""One process: Triton itself would start two, which load side by side and take the cores from what serves."""
 _KEEP = 2
 
 

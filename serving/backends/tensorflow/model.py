@@ -7,14 +7,21 @@ Model parameters (config.pbtxt): `signature` (default serving_default), `threads
 set).
 """
 
+import importlib
 import json
 from pathlib import Path
 
 import triton_python_backend_utils as pb_utils
 
+from serving.gently import gently
+
+gently(lambda: importlib.import_module("serving.runtime"))  # half a second of a core
+gently(lambda: importlib.import_module("serving.golden"))
+
 from serving.errors import ServingError
 from serving.golden import ask_golden, read_golden
 from serving.joining import run_joined
+from serving.libtensorflow import library
 from serving.runtime import SavedModelRunner
 from serving.savedmodel import DEFAULT_SIGNATURE, read_signature, saved_model_folder
 
@@ -57,6 +64,7 @@ class TritonPythonModel:
 
     def initialize(self, args):
         """Load, warm up and ask the golden requests; Triton announces the version only when this returns."""
+        gently(library)
         config = json.loads(args["model_config"])
         version = Path(args["model_repository"]) / args["model_version"]
         folder = saved_model_folder(version)
