@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from bridge.observe.http import ObserveServer
 from serving.control import TritonControl
+from serving.tfserving import TensorFlowServingControl
 from serving.view import View
 from serving.watch import Event, Watcher
 
@@ -23,7 +24,7 @@ class Watching:
     Args:
         repository: where versions are dropped in.
         view: the server's own folder.
-        address: host:port of its gRPC service.
+        control: of the server; closed at the end.
         settle: seconds until a version without a manifest is taken for whole.
         interval: seconds between turns.
         observe: host:port for health and metrics; None for none.
@@ -33,15 +34,15 @@ class Watching:
     def __init__(
         self,
         repository: Path,
-        view: Path,
-        address: str,
+        view: View,
+        control: TritonControl | TensorFlowServingControl,
         settle: float,
         interval: float = 0.5,
         observe: str | None = None,
         told: Callable[[Event], None] = lambda event: None,
     ) -> None:
-        self._control = TritonControl(address)
-        self._watcher = Watcher(repository, View(view), self._control, self._note, settle)
+        self._control = control
+        self._watcher = Watcher(repository, view, control, self._note, settle)
         self._interval = interval
         self._heard = told
         self._turned = time.monotonic()

@@ -9,11 +9,13 @@ from grpc_tools import protoc
 
 SOURCES = Path(__file__).parent
 ROOT = SOURCES.parent
-TARGETS = {
-    "inference_v2.proto": ROOT / "bridge" / "infer" / "_pb",
-    "tensorflow_serving.proto": ROOT / "bridge" / "infer" / "_pb",
-    "saved_model.proto": ROOT / "serving" / "_pb",
-}
+BRIDGE, SERVING = ROOT / "bridge" / "infer" / "_pb", ROOT / "serving" / "_pb"
+TARGETS = [
+    ("inference_v2.proto", BRIDGE),
+    ("tensorflow_serving.proto", BRIDGE),
+    ("tensorflow_serving.proto", SERVING),  # neither imports the other
+    ("saved_model.proto", SERVING),
+]
 
 
 def generate(source: str, into: Path) -> list[Path]:
@@ -30,7 +32,7 @@ def generate(source: str, into: Path) -> list[Path]:
 def main() -> None:
     check = "--check" in sys.argv[1:]
     stale: list[str] = []
-    for source, target in TARGETS.items():
+    for source, target in TARGETS:
         with tempfile.TemporaryDirectory() as folder:
             for made in generate(source, Path(folder)):
                 kept = target / made.name

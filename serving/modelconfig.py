@@ -14,7 +14,7 @@ except ImportError:
     raise ServingError("the Triton client is not installed here; pip install 'headrace[serving]'") from None
 
 FILE = "config.pbtxt"
-_DEFAULT = 'platform: "tensorflow_savedmodel" instance_group { count: 1 kind: KIND_CPU }'
+DEFAULT = 'platform: "tensorflow_savedmodel" instance_group { count: 1 kind: KIND_CPU }'
 """One process: Triton itself would start two, which load side by side and take the cores from what serves."""
 _KEEP = 2
 
@@ -46,7 +46,7 @@ def read_config(model: Path) -> ModelConfig:
     try:
         text = path.read_text()
     except FileNotFoundError:
-        text = _DEFAULT
+        text = DEFAULT
     except (OSError, UnicodeDecodeError) as error:
         raise ServingError(f"{path}: cannot be read: {error}") from None
     config = pb.ModelConfig()

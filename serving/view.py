@@ -20,10 +20,12 @@ class View:
 
     Args:
         root: its folder, made if need be; nobody else writes to it.
+        flat: whether saved_model.pb lies in a version's folder itself, as TensorFlow Serving wants it.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, flat: bool = False) -> None:
         self.root = root
+        self._flat = flat
         root.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(root / _ASIDE, ignore_errors=True)  # of a watcher that was killed
 
@@ -51,6 +53,10 @@ class View:
         try:
             shutil.copytree(source, aside)  # follows links, so that the copy stands by itself
             check(aside, aside)
+            if self._flat and (aside / "model.savedmodel").is_dir():
+                for path in (aside / "model.savedmodel").iterdir():
+                    os.rename(path, aside / path.name)  # noqa: PTH104
+                (aside / "model.savedmodel").rmdir()
             (self.root / model).mkdir(exist_ok=True)
             os.rename(aside, self.root / model / str(number))  # noqa: PTH104
         except shutil.Error as error:

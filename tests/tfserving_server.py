@@ -1,7 +1,7 @@
 """A server of TensorFlow Serving's API, made of its official messages around real TensorFlow: `python … REPOSITORY`.
 
 Its own binary is in no package registry. A process of its own, since TensorFlow's Python package is in it. It loads every
-version that there is at the start, serves the newest unless asked for another, and takes labels by
+version that there is at the start, serves the newest unless asked for another, and takes labels and other versions by
 HandleReloadConfigRequest. Answers with an odd number of rows have their values in fields, as the server's default is;
 the others as content. Prints `ready PORT`.
 """
@@ -52,6 +52,7 @@ class Server(prediction_service_pb2_grpc.PredictionServiceServicer, model_servic
             if model.is_dir() and not model.name.startswith(".")
         }
         self.labels: dict[tuple[str, str], int] = {}
+        self.broken: dict[tuple[str, int], str] = {}
 
     def find(self, spec):
         versions = self.models.get(spec.name, {})
@@ -103,21 +104,43 @@ class Server(prediction_service_pb2_grpc.PredictionServiceServicer, model_servic
         return response
 
     def GetModelStatus(self, request, context):  # noqa: N802
-        versions = self.models.get(request.model_spec.name)
-        if not versions:
-            context.abort(grpc.StatusCode.NOT_FOUND, f"Could not find any versions of model {request.model_spec.name}")
+        name = request.model_spec.name
+        versions = self.models.get(name, {})
+        broken = {number: reason for (model, number), reason in self.broken.items() if model == name}
+        if not versions and not broken:
+            context.abort(grpc.StatusCode.NOT_FOUND, f"Could not find any versions of model {name}")
         response = get_model_status_pb2.GetModelStatusResponse()
+        if request.model_spec.version_label:
+            try:
+                versions, broken = [self.find(request.model_spec)[0]], {}
+            except Refused as error:
+                context.abort(*error.args)
         for number in versions:
             response.model_version_status.add(version=number, state=30)
+        for number, reason in broken.items():
+            found = response.model_version_status.add(version=number, state=50)
+            found.status.error_code, found.status.error_message = 13, reason
         return response
 
     def HandleReloadConfigRequest(self, request, context):  # noqa: N802
-        self.labels = {
-            (config.name, label): number
-            for config in request.config.model_config_list.config
-            for label, number in config.version_labels.items()
-        }
-        return model_management_pb2.ReloadConfigResponse()
+        response = model_management_pb2.ReloadConfigResponse()
+        models, broken, labels = {}, {}, {}
+        for config in request.config.model_config_list.config:
+            loaded = self.models.get(config.name, {})
+            for label, number in config.version_labels.items():
+                if number not in loaded:  # as the real one: a label may only go to what is available
+                    response.status.error_code = 9
+                    response.status.error_message = f"Version {number} of {config.name} is not available for a label"
+                    return response
+                labels[config.name, label] = number
+            models[config.name] = {}
+            for number in config.model_version_policy.specific.versions:
+                try:
+                    models[config.name][number] = loaded.get(number) or Servable(Path(config.base_path) / str(number))
+                except Exception as error:
+                    broken[config.name, number] = str(error)
+        self.models, self.broken, self.labels = models, broken, labels
+        return response
 
 
 def as_proto(array):

@@ -3,6 +3,7 @@
 import json
 import threading
 import time
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,6 +25,13 @@ WaitOption = Annotated[
     str | None, typer.Option("--server", metavar="HOST:PORT", help="Wait until this Triton serves accordingly.")
 ]
 _PATIENCE = 60.0
+
+
+class Kind(StrEnum):
+    """What a model server is."""
+
+    TRITON = "triton"
+    TFSERVING = "tfserving"
 
 
 @app.command("list")
@@ -206,22 +214,30 @@ def diff(repository: RepositoryArgument, model: ModelArgument, old: int, new: in
 @app.command()
 def watch(
     repository: RepositoryArgument,
-    server: Annotated[str, typer.Option(metavar="HOST:PORT", help="The Triton to bring versions to.")],
+    server: Annotated[str, typer.Option(metavar="HOST:PORT", help="The model server to bring versions to.")],
     view: Annotated[
-        Path, typer.Option(metavar="DIR", help="That Triton's model repository: a folder that the watcher alone fills.")
+        Path, typer.Option(metavar="DIR", help="That server's own models: a folder that the watcher alone fills.")
     ],
+    kind: Annotated[Kind, typer.Option(help="What the server is.")] = Kind.TRITON,
+    base: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The same folder as a TensorFlow Serving sees it; else --view.")
+    ] = None,
     settle: Annotated[
         str, typer.Option(help="How long a version without a manifest must be still until it is taken for whole.")
     ] = "3s",
     observe: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Health and metrics over HTTP.")] = None,
 ) -> None:
-    """Bring every good version that is dropped into a repository to a Triton, and no other, until SIGTERM or Ctrl-C.
+    """Bring every good version that is dropped into a repository to a server, and no other, until SIGTERM or Ctrl-C.
 
-    The Triton runs with --model-control-mode=explicit and no models. Prints `ready` once all there is is loaded.
+    A Triton runs with --model-control-mode=explicit and no models; a TensorFlow Serving with an empty model config
+    file, and the label `stable` moves to what has proved itself. Prints `ready` once all there is is loaded.
     """
     from bridge.config.model import Log
     from bridge.observe.logs import configure
     from headrace.watching import Watching
+    from serving.control import TritonControl
+    from serving.tfserving import TensorFlowServingControl
+    from serving.view import View
 
     configure(Log())
     try:
@@ -230,7 +246,11 @@ def watch(
         raise typer.BadParameter(str(error), param_hint="--settle") from None
     if view.resolve().is_relative_to(repository.resolve()) or repository.resolve().is_relative_to(view.resolve()):
         raise typer.BadParameter(f"{view} and {repository} must not lie in each other", param_hint="--view")
-    watching = Watching(repository, view, server, seconds, observe=observe)
+    if base is not None and kind is not Kind.TFSERVING:
+        raise typer.BadParameter("only a TensorFlow Serving is told where its models are", param_hint="--base")
+    made = View(view, flat=kind is Kind.TFSERVING)
+    control = TensorFlowServingControl(server, view, base) if kind is Kind.TFSERVING else TritonControl(server)
+    watching = Watching(repository, made, control, seconds, observe=observe)
     stop = threading.Event()
 
     def announce() -> None:

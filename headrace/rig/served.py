@@ -11,6 +11,7 @@ from headrace.rig.triton import TritonRig
 from headrace.watching import Watching
 from serving.control import TritonControl
 from serving.errors import ServingError
+from serving.view import View
 from serving.watch import Event
 
 _PATIENCE = 300.0
@@ -63,7 +64,9 @@ class ServedRepository(Rig):
             ServerFailed: there is none.
         """
         self.triton.wait_ready()
-        self._watching = Watching(self._repository, self._view, self.address, self._settle, told=self._told)
+        self._watching = Watching(
+            self._repository, View(self._view), TritonControl(self.address), self._settle, told=self._told
+        )
         self._thread = threading.Thread(target=self._watching.run, args=(self._stop,), name="watcher", daemon=True)
         self._thread.start()
         until = time.monotonic() + _PATIENCE

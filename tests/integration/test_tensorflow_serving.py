@@ -86,7 +86,8 @@ def test_a_version_is_asked_by_its_label(tmp_path: Path) -> None:
 import sys, grpc
 from tensorflow_serving.apis import model_management_pb2, model_service_pb2_grpc
 request = model_management_pb2.ReloadConfigRequest()
-model = request.config.model_config_list.config.add(name="fraud", model_platform="tensorflow")
+model = request.config.model_config_list.config.add(name="fraud", base_path=sys.argv[2], model_platform="tensorflow")
+model.model_version_policy.specific.versions.extend([1, 2])
 model.version_labels["stable"] = 1
 model_service_pb2_grpc.ModelServiceStub(grpc.insecure_channel(sys.argv[1])).HandleReloadConfigRequest(request)
 """
@@ -94,7 +95,9 @@ model_service_pb2_grpc.ModelServiceStub(grpc.insecure_channel(sys.argv[1])).Hand
         with pytest.raises(InferenceError, match="model 'fraud' version stable at .*: NOT_FOUND") as caught:
             asked(address, name="fraud", version={"label": "stable"})
         assert caught.value.disposition is Disposition.ABSENT
-        subprocess.run([sys.executable, "-c", script, address], check=True, capture_output=True)
+        subprocess.run(
+            [sys.executable, "-c", script, address, str(REPOSITORY / "fraud")], check=True, capture_output=True
+        )
         assert asked(address, name="fraud", version={"label": "stable"}).versions == ["1", "2"]
         assert asked(address, name="fraud").versions == ["1", "2"]
 

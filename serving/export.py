@@ -1,0 +1,218 @@
+"""From a training script into a repository: a Keras model, a `tf.Module` or a SavedModel, and all that serving needs.
+
+Beside the SavedModel it writes golden requests with the answers of the model in training, TensorFlow Serving's own
+warm-up requests, a manifest with quality and drift reference, and a card for people. Before the version is published it
+is run by what will serve it, and must give the same answers.
+"""
+
+import inspect
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from serving._pb import tensorflow_serving_pb2 as pb
+from serving.errors import ServingError
+from serving.golden import FILE as GOLDEN
+from serving.golden import Golden, ask_golden, golden_inputs
+from serving.manifest import DataEntry, Manifest, histogram, write_manifest
+from serving.modelconfig import DEFAULT as DEFAULT_CONFIG
+from serving.modelconfig import FILE as CONFIG
+from serving.publish import publish
+from serving.runtime import SavedModelRunner
+from serving.savedmodel import DEFAULT_SIGNATURE, Signature, read_signature
+
+CARD = "card.md"
+Rows = Mapping[str, npt.ArrayLike] | npt.ArrayLike
+"""Tensor -> rows; or the rows alone, for a model with one input."""
+
+
+def export(
+    model: Any,
+    repository: str | Path,
+    name: str,
+    *,
+    golden: Rows,
+    outputs: Sequence[str] | None = None,
+    method: str | None = None,
+    training: Mapping[str, npt.ArrayLike] | None = None,
+    quality: Mapping[str, float] | None = None,
+    description: str = "",
+    data: DataEntry | None = None,
+    tolerance: float = 1e-4,
+    version: int | None = None,
+    new_contract: bool = False,
+) -> Path:
+    """Publish a trained model as a new version.
+
+    Args:
+        model: a Keras model; a `tf.Module`; or a SavedModel's folder.
+        repository: of models; made if need be.
+        name: the model's name in it.
+        golden: a few rows, such as the first of the held-out ones.
+        outputs: names of a Keras model's outputs; its own where none are given.
+        method: of a `tf.Module`: the `tf.function` to serve, which has an input signature.
+        training: feature -> its values in training, for the drift reference.
+        quality: metric on held-out data -> value.
+        description: one sentence for a person.
+        data: what it was trained on.
+        tolerance: by how much a number of an answer may differ, absolutely and relatively.
+        version: its number; the next one where none is given.
+        new_contract: whether it may have other inputs and outputs than the version before.
+
+    Returns:
+        The version's folder.
+
+    Raises:
+        ServingError: it cannot be exported, what serves it answers otherwise than the model in training, or it breaks
+            the contract of the version before.
+    """
+    with tempfile.TemporaryDirectory(prefix="headrace-export-") as folder:
+        place = Path(folder) / "version"
+        saved = place / "model.savedmodel"
+        answer = _save(model, saved, outputs, method)
+        signature = read_signature(saved)
+        asked = _by_name(golden, signature)
+        runner = SavedModelRunner(saved, signature)
+        try:
+            inputs = golden_inputs(Golden(inputs=asked, outputs={}), signature)
+            found = answer(inputs) if answer else runner.run(inputs)
+            kept = Golden(tolerance=tolerance, inputs=asked, outputs={name: _plain(a) for name, a in found.items()})
+            ask_golden(kept, signature, runner.run)
+        finally:
+            runner.close()
+        (place / GOLDEN).write_text(kept.model_dump_json(indent=1) + "\n")
+        _write_warm_up(saved, name, inputs)
+        described = {
+            "model": name,
+            "version": version or 1,
+            "description": description,
+            "data": data,
+            "quality": quality,
+            "drift_reference": {key: histogram(np.asarray(values)) for key, values in (training or {}).items()},
+        }
+        (place / CARD).write_text(_card(write_manifest(place, **described)))  # type: ignore[arg-type]
+        write_manifest(place, **described)  # type: ignore[arg-type]  # now with the card among its files
+        _configure(Path(repository) / name)
+        return publish(place, Path(repository), name, version, new_contract)
+
+
+def _save(
+    model: Any, folder: Path, outputs: Sequence[str] | None, method: str | None
+) -> Callable[[Mapping[str, Any]], Any] | None:
+    """Write the SavedModel; how the model in training answers, where it can be asked."""
+    if isinstance(model, str | Path):
+        shutil.copytree(model, folder)
+        return None
+    import tensorflow as tf
+
+    if hasattr(model, "inputs") and hasattr(model, "outputs"):
+        from keras.export import ExportArchive
+
+        function = _keras_function(tf, model, outputs)
+        archive = ExportArchive()
+        archive.track(model)
+        archive.add_endpoint(DEFAULT_SIGNATURE, function)
+        archive.write_out(str(folder), verbose=False)
+    elif isinstance(model, tf.Module):
+        function = getattr(model, method or "", None)
+        if getattr(function, "input_signature", None) is None:
+            raise ServingError(
+                f"method: {method!r} is no tf.function of the module with an input signature that names each input"
+            )
+        tf.saved_model.save(model, str(folder), signatures={DEFAULT_SIGNATURE: function})
+    else:
+        raise ServingError(f"{type(model).__name__} cannot be exported: a Keras model, a tf.Module or a folder can")
+    arguments = [name for name in inspect.signature(function.python_function).parameters if name != "self"]
+    names = [spec.name or name for spec, name in zip_longest(function.input_signature, arguments)]
+
+    def answer(inputs: Mapping[str, Any]) -> Any:
+        found = function(*(tf.constant(inputs[name]) for name in names if name in inputs))
+        return {key: tensor.numpy() for key, tensor in found.items()}
+
+    return answer
+
+
+def _keras_function(tf: Any, model: Any, outputs: Sequence[str] | None) -> Any:
+    """A function with the names of the model's inputs and outputs."""
+    names = list(outputs or model.output_names)
+    if len(names) != len(model.outputs):
+        raise ServingError(f"the model has {len(model.outputs)} outputs, and outputs names {len(names)}")
+    specs = [tf.TensorSpec((None, *tensor.shape[1:]), tensor.dtype, tensor.name) for tensor in model.inputs]
+
+    def function(*tensors: Any) -> Any:
+        found = model(tensors[0] if len(tensors) == 1 else list(tensors), training=False)
+        listed = tf.nest.flatten(found)
+        return dict(zip(names, listed, strict=True))
+
+    return tf.function(function, input_signature=specs)
+
+
+def _by_name(rows: Rows, signature: Signature) -> dict[str, list[Any]]:
+    if isinstance(rows, Mapping):
+        return {name: _plain(np.asarray(values)) for name, values in rows.items()}
+    if len(signature.inputs) != 1:
+        names = ", ".join(tensor.name for tensor in signature.inputs)
+        raise ServingError(f"golden: the model has the inputs {names}; give a mapping of each to its rows")
+    return {signature.inputs[0].name: _plain(np.asarray(rows))}
+
+
+def _plain(array: npt.NDArray[Any]) -> list[Any]:
+    if array.dtype.kind in "OSU":
+        return [_text(item) for item in array.tolist()]
+    return array.tolist()  # type: ignore[no-any-return]
+
+
+def _text(item: Any) -> Any:
+    if isinstance(item, list):
+        return [_text(inner) for inner in item]
+    return item.decode() if isinstance(item, bytes) else item
+
+
+def _write_warm_up(saved: Path, name: str, inputs: Mapping[str, Any]) -> None:
+    """The golden requests, as TensorFlow Serving asks a version before it is available."""
+    import tensorflow as tf
+
+    request = pb.PredictRequest(model_spec=pb.ModelSpec(name=name, signature_name=DEFAULT_SIGNATURE))
+    for key, array in inputs.items():
+        request.inputs[key].MergeFromString(tf.make_tensor_proto(array).SerializeToString())
+    folder = saved / "assets.extra"
+    folder.mkdir()
+    with tf.io.TFRecordWriter(str(folder / "tf_serving_warmup_requests")) as writer:
+        writer.write(pb.PredictionLog(predict_log=pb.PredictLog(request=request)).SerializeToString())
+
+
+def _configure(model: Path) -> None:
+    """The model's configuration, where it has none."""
+    try:
+        model.mkdir(parents=True, exist_ok=True)
+        if not (model / CONFIG).exists():
+            (model / CONFIG).write_text(DEFAULT_CONFIG + "\n")
+    except OSError as error:
+        raise ServingError(f"{model}: cannot be written: {error.strerror}") from None
+
+
+def _card(manifest: Manifest) -> str:
+    """What a person wants to know before it serves."""
+    lines = [f"# {manifest.model}", "", manifest.description or "No description.", ""]
+    if manifest.quality:
+        lines += ["| Quality on held-out data | |", "|---|---|"]
+        lines += [f"| {metric} | {value:g} |" for metric, value in manifest.quality.items()] + [""]
+    if manifest.data:
+        data = manifest.data
+        where = f"{data.name} ({data.source}; licence: {data.licence})"
+        lines += [f"Trained on {data.training_rows:,} rows of {where}, judged by {data.held_out_rows:,} others.", ""]
+    lines += ["| Tensor | Type | Shape |", "|---|---|---|"]
+    for kind, tensors in (("in", manifest.signature.inputs), ("out", manifest.signature.outputs)):
+        lines += [f"| {kind}: `{t.name}` | {t.datatype} | {list(t.shape)} |" for t in tensors]
+    if manifest.drift_reference:
+        lines += ["", "| Feature | Least in training | Middle | Most |", "|---|---|---|---|"]
+        for feature, found in manifest.drift_reference.items():
+            edges = found.edges
+            lines.append(f"| {feature} | {edges[0]:g} | {edges[len(edges) // 2]:g} | {edges[-1]:g} |")
+    return "\n".join(lines) + "\n"
