@@ -9,13 +9,13 @@ import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from bridge.observe.http import ObserveServer
-from serving.control import TritonControl
+from serving.control import LOAD_SECONDS, TritonControl
 from serving.tfserving import TensorFlowServingControl
 from serving.view import View
 from serving.watch import Event, Watcher
 
 log = structlog.get_logger()
-_STUCK = 300.0  # seconds that one turn may take: a large version is copied, loaded and warmed in it
+_STUCK = 2 * LOAD_SECONDS  # that one turn may take: a large version is copied, loaded and warmed in it
 
 
 class Watching:
@@ -42,10 +42,12 @@ class Watching:
         told: Callable[[Event], None] = lambda event: None,
     ) -> None:
         self._control = control
+        self._view = view
         self._watcher = Watcher(repository, view, control, self._note, settle)
         self._interval = interval
         self._heard = told
         self._turned = time.monotonic()
+        self._known: set[str] = set()
         self.settled = threading.Event()
         """Set once a turn has found nothing more to do."""
         registry = CollectorRegistry()
@@ -60,7 +62,10 @@ class Watching:
             registry=registry,
         )
         self._serving = Gauge(
-            "headrace_model_version", "The version of the model that answers.", ["model"], registry=registry
+            "headrace_model_version",
+            "The version of the model that answers; 0 when none does.",
+            ["model"],
+            registry=registry,
         )
         self._observe = ObserveServer(observe, self, registry) if observe else None
 
@@ -70,8 +75,9 @@ class Watching:
             if not self._watcher.turn():
                 self.settled.set()
             self._turned = time.monotonic()
-            for model, version in self._watcher.serving.items():
-                self._serving.labels(model).set(version)
+            for model in self._known | self._watcher.serving.keys():
+                self._serving.labels(model).set(self._watcher.serving.get(model, 0))
+            self._known |= self._watcher.serving.keys()
             stop.wait(self._interval)
 
     def live(self) -> tuple[bool, str]:
@@ -84,8 +90,9 @@ class Watching:
         return self.settled.is_set(), "watching" if self.settled.is_set() else "versions are being loaded"
 
     def close(self) -> None:
-        """Let go of the server and of the endpoints."""
+        """Let go of the server, its view and the endpoints."""
         self._control.close()
+        self._view.close()
         if self._observe:
             self._observe.close()
 

@@ -156,7 +156,7 @@ def swap_again_and_again(
             _copy_slowly(made / str(sign), model / swap.version)
             swap.begun = time.time()
         else:
-            order = serving_order(model)
+            order = list(serving_order(model))
             swap.version = str(order[1])
             withdraw(model, order[0], Mark(by="rollback", reason="swaps", at=time.time()))
         until = time.monotonic() + _PATIENCE

@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 
 from serving.errors import ServingError
-from serving.golden import golden_inputs, read_golden
+from serving.golden import golden_inputs, plain, read_golden
 from serving.manifest import read_manifest
 from serving.modelconfig import read_config
+from serving.repository import size_of
 from serving.runtime import SavedModelRunner
 from serving.savedmodel import Signature, read_signature, saved_model_folder
 
@@ -28,7 +29,7 @@ def compare(old: Path, new: Path) -> dict[str, Sides]:
     found: dict[str, Sides] = {
         "inputs": _pair([", ".join(map(str, signature.inputs)) for signature in signatures]),
         "outputs": _pair([", ".join(map(str, signature.outputs)) for signature in signatures]),
-        "bytes": _pair([sum(p.stat().st_size for p in version.rglob("*") if p.is_file()) for version in sides]),
+        "bytes": _pair([size_of(version) for version in sides]),
     }
     qualities = [manifest.quality if manifest else {} for manifest in manifests]
     for metric in sorted(set(qualities[0]) | set(qualities[1])):
@@ -45,7 +46,7 @@ def compare(old: Path, new: Path) -> dict[str, Sides]:
 def _answers(version: Path, signature: Signature, golden: Any) -> dict[str, Any]:
     runner = SavedModelRunner(saved_model_folder(version), signature)
     try:
-        return {name: array.tolist() for name, array in runner.run(golden_inputs(golden, signature)).items()}
+        return {name: plain(array) for name, array in runner.run(golden_inputs(golden, signature)).items()}
     except ServingError as error:
         return dict.fromkeys(golden.outputs, str(error))
     finally:

@@ -9,7 +9,7 @@ from pathlib import Path
 from serving.errors import ServingError
 from serving.golden import read_golden
 from serving.manifest import read_manifest, verify
-from serving.savedmodel import read_signature, saved_model_folder
+from serving.savedmodel import DEFAULT_SIGNATURE, read_signature, saved_model_folder
 
 VERSION = re.compile(r"[1-9][0-9]{0,17}")
 """A version's name: a number from 1, without leading zeros, that fits into 64 bits."""
@@ -36,17 +36,19 @@ def fingerprint(folder: Path) -> str:
     """
     told = hashlib.sha256()
     for path in _walk(folder):
-        found = path.lstat()
-        told.update(f"{path.relative_to(folder)} {found.st_mode} {found.st_size} {found.st_ctime_ns}\n".encode())
+        told.update(os.fsencode(path.relative_to(folder)))
+        for found in (path.lstat(), path.stat()) if path.exists() else (path.lstat(),):  # of a link, and where it leads
+            told.update(f" {found.st_mode} {found.st_size} {found.st_ctime_ns}\n".encode())
     return told.hexdigest()
 
 
-def check(folder: Path, within: Path) -> None:
+def check(folder: Path, within: Path, signature: str = DEFAULT_SIGNATURE) -> None:
     """Pass, where `folder` is a whole version that can be served.
 
     Args:
         folder: of the version.
         within: where its symbolic links may lead.
+        signature: that is to be served.
 
     Raises:
         ServingError: what is wrong with it, in one sentence.
@@ -69,7 +71,7 @@ def check(folder: Path, within: Path) -> None:
         problems = verify(folder)
         if problems:
             raise ServingError("; ".join(problems))
-    read_signature(model)
+    read_signature(model, signature)
     read_golden(folder)
 
 

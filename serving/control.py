@@ -1,20 +1,24 @@
 """Tells a running Triton to load a model's versions, asks which are loaded, and asks a version for answers."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
 
 import grpc
+import numpy as np
 
-from serving.errors import ServerAway, ServingError
+from serving.errors import ServerAway, ServerBusy, ServingError
 from serving.joining import Arrays
 
 try:
     import tritonclient.grpc as triton
-    from tritonclient.utils import InferenceServerException
+    from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 except ImportError:
     raise ServingError("the Triton client is not installed here; pip install 'headrace[serving]'") from None
 
-_AWAY = {str(grpc.StatusCode.UNAVAILABLE), str(grpc.StatusCode.DEADLINE_EXCEEDED), str(grpc.StatusCode.CANCELLED)}
+_BUSY = str(grpc.StatusCode.DEADLINE_EXCEEDED)
+_AWAY = {str(grpc.StatusCode.UNAVAILABLE), str(grpc.StatusCode.CANCELLED)}
+LOAD_SECONDS = 600.0
+"""What a version may take to load."""
 
 
 class TritonControl:
@@ -36,9 +40,19 @@ class TritonControl:
             ServingError: it cannot be loaded; what served before serves on.
         """
         try:
-            self._client.load_model(model)
+            self._client.load_model(model, client_timeout=LOAD_SECONDS)
         except InferenceServerException as error:
             raise self._failed(error, f"model {model!r} cannot be loaded") from None
+
+    def unload(self, model: str, versions: Set[int], remove: Callable[[], None]) -> None:
+        """Serve these versions no more; `remove` takes their folders away, as soon as the server can bear it.
+
+        Raises:
+            ServerAway: the server does not answer.
+            ServingError: it refuses.
+        """
+        remove()  # a version without a folder is what Triton unloads
+        self.load(model)
 
     def states(self) -> dict[tuple[str, str], str]:
         """(model, version) -> READY, LOADING, UNAVAILABLE or UNLOADING, with the reason if there is one.
@@ -80,16 +94,37 @@ class TritonControl:
             ServerAway: the server does not answer.
             ServingError: the version fails.
         """
-        tensors = []
-        for name, array in inputs.items():
-            tensor: Any = triton.InferInput(name, list(array.shape), _type_of(array))
-            tensor.set_data_from_numpy(array)
-            tensors.append(tensor)
-        asked = [triton.InferRequestedOutput(name) for name in outputs]
         try:
-            answer = self._client.infer(model, tensors, str(version), asked, client_timeout=30)
+            config = self._client.get_model_config(model, str(version), client_timeout=10).config
+            shapes = {item.name: list(item.dims) for item in config.input}
+            rows = len(next(iter(inputs.values())))
+            most = config.max_batch_size or rows
+            parts = [self._ask(model, version, inputs, outputs, shapes, at, most) for at in range(0, rows, most)]
         except InferenceServerException as error:
             raise self._failed(error, f"version {version} of model {model!r} does not answer") from None
+        return {name: np.concatenate([part[name] for part in parts]) for name in outputs}
+
+    def _ask(
+        self,
+        model: str,
+        version: int,
+        inputs: Arrays,
+        outputs: Sequence[str],
+        shapes: Mapping[str, Sequence[int]],
+        at: int,
+        most: int,
+    ) -> Arrays:
+        """What it answers to the rows from `at` on."""
+        tensors = []
+        for name, array in inputs.items():
+            part = array[at : at + most]
+            if part.ndim == 1 and list(shapes.get(name, ())) == [1]:
+                part = part[:, np.newaxis]  # Triton has no empty row shape: a scalar a row is declared as [1]
+            tensor: Any = triton.InferInput(name, list(part.shape), np_to_triton_dtype(part.dtype))
+            tensor.set_data_from_numpy(part)
+            tensors.append(tensor)
+        asked = [triton.InferRequestedOutput(name) for name in outputs]
+        answer = self._client.infer(model, tensors, str(version), asked, client_timeout=30)
         return {name: answer.as_numpy(name) for name in outputs}
 
     def close(self) -> None:
@@ -97,11 +132,6 @@ class TritonControl:
         self._client.close()
 
     def _failed(self, error: Any, what: str) -> ServingError:
-        kind = ServerAway if error.status() in _AWAY else ServingError
+        status = error.status()
+        kind = ServerBusy if status == _BUSY else ServerAway if status in _AWAY else ServingError
         return kind(f"{self._address}: {what}: {' '.join(error.message().split())}")
-
-
-def _type_of(array: Any) -> str:
-    from tritonclient.utils import np_to_triton_dtype
-
-    return str(np_to_triton_dtype(array.dtype))

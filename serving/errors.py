@@ -7,3 +7,7 @@ class ServingError(Exception):
 
 class ServerAway(ServingError):
     """The model server does not answer: nothing is known of the model."""
+
+
+class ServerBusy(ServerAway):
+    """The model server has not answered in time; it may still be at work."""

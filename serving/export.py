@@ -19,7 +19,7 @@ import numpy.typing as npt
 from serving._pb import tensorflow_serving_pb2 as pb
 from serving.errors import ServingError
 from serving.golden import FILE as GOLDEN
-from serving.golden import Golden, ask_golden, golden_inputs
+from serving.golden import Golden, ask_golden, golden_inputs, plain
 from serving.manifest import DataEntry, Manifest, histogram, write_manifest
 from serving.modelconfig import DEFAULT as DEFAULT_CONFIG
 from serving.modelconfig import FILE as CONFIG
@@ -82,7 +82,7 @@ def export(
         try:
             inputs = golden_inputs(Golden(inputs=asked, outputs={}), signature)
             found = answer(inputs) if answer else runner.run(inputs)
-            kept = Golden(tolerance=tolerance, inputs=asked, outputs={name: _plain(a) for name, a in found.items()})
+            kept = Golden(tolerance=tolerance, inputs=asked, outputs={name: plain(a) for name, a in found.items()})
             ask_golden(kept, signature, runner.run)
         finally:
             runner.close()
@@ -107,6 +107,8 @@ def _save(
 ) -> Callable[[Mapping[str, Any]], Any] | None:
     """Write the SavedModel; how the model in training answers, where it can be asked."""
     if isinstance(model, str | Path):
+        if not Path(model).is_dir():
+            raise ServingError(f"{model}: no such folder; a SavedModel is one")
         shutil.copytree(model, folder)
         return None
     import tensorflow as tf
@@ -133,6 +135,8 @@ def _save(
 
     def answer(inputs: Mapping[str, Any]) -> Any:
         found = function(*(tf.constant(inputs[name]) for name in names if name in inputs))
+        if not isinstance(found, Mapping):
+            raise ServingError("the function must return a dict of outputs, so that each has a name")
         return {key: tensor.numpy() for key, tensor in found.items()}
 
     return answer
@@ -155,23 +159,11 @@ def _keras_function(tf: Any, model: Any, outputs: Sequence[str] | None) -> Any:
 
 def _by_name(rows: Rows, signature: Signature) -> dict[str, list[Any]]:
     if isinstance(rows, Mapping):
-        return {name: _plain(np.asarray(values)) for name, values in rows.items()}
+        return {name: plain(np.asarray(values)) for name, values in rows.items()}
     if len(signature.inputs) != 1:
         names = ", ".join(tensor.name for tensor in signature.inputs)
         raise ServingError(f"golden: the model has the inputs {names}; give a mapping of each to its rows")
-    return {signature.inputs[0].name: _plain(np.asarray(rows))}
-
-
-def _plain(array: npt.NDArray[Any]) -> list[Any]:
-    if array.dtype.kind in "OSU":
-        return [_text(item) for item in array.tolist()]
-    return array.tolist()  # type: ignore[no-any-return]
-
-
-def _text(item: Any) -> Any:
-    if isinstance(item, list):
-        return [_text(inner) for inner in item]
-    return item.decode() if isinstance(item, bytes) else item
+    return {signature.inputs[0].name: plain(np.asarray(rows))}
 
 
 def _write_warm_up(saved: Path, name: str, inputs: Mapping[str, Any]) -> None:
@@ -182,7 +174,7 @@ def _write_warm_up(saved: Path, name: str, inputs: Mapping[str, Any]) -> None:
     for key, array in inputs.items():
         request.inputs[key].MergeFromString(tf.make_tensor_proto(array).SerializeToString())
     folder = saved / "assets.extra"
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     with tf.io.TFRecordWriter(str(folder / "tf_serving_warmup_requests")) as writer:
         writer.write(pb.PredictionLog(predict_log=pb.PredictLog(request=request)).SerializeToString())
 

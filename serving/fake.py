@@ -1,6 +1,6 @@
 """A model server in memory, for tests of what controls one: the same behaviour as `TritonControl` on a real Triton."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from pathlib import Path
 
 from serving.completeness import VERSION
@@ -56,6 +56,12 @@ class FakeControl:
                 raise ServingError(f"the fake: model {model!r} cannot be loaded: {reason}")
         self.loads += [(model, version) for version in new]
         self.loaded[model] = there
+
+    def unload(self, model: str, versions: Set[int], remove: Callable[[], None]) -> None:
+        """See `TritonControl`."""
+        self._check_available()
+        remove()
+        self.load(model)
 
     def ready(self) -> dict[str, set[int]]:
         """See `TritonControl`."""

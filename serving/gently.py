@@ -17,8 +17,9 @@ def gently(work: Callable[[], object]) -> None:
     failed: list[BaseException] = []
 
     def run() -> None:
-        os.setpriority(os.PRIO_PROCESS, 0, _NICE)  # of 0, on Linux: of this thread
         try:
+            # Of 0, on Linux: of this thread.
+            os.setpriority(os.PRIO_PROCESS, 0, max(_NICE, os.getpriority(os.PRIO_PROCESS, 0)))
             work()
         except BaseException as error:  # noqa: BLE001 - it belongs to who waits
             failed.append(error)

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from serving.datatypes import DATA_TYPES
+from serving.datatypes import DATA_TYPES, STRING
 from serving.errors import ServingError
 from serving.joining import Arrays
 from serving.savedmodel import Signature, Tensor
@@ -20,7 +20,7 @@ class Golden(BaseModel):
     """Requests and the answers to them.
 
     Attributes:
-        tolerance: by how much a number may differ, absolutely and relatively.
+        tolerance: by how much a number that is not whole may differ, absolutely and relatively.
         inputs: tensor -> its rows.
         outputs: tensor -> the rows of the answer.
     """
@@ -81,6 +81,13 @@ def golden_inputs(golden: Golden, signature: Signature) -> Arrays:
 
 def difference(answer: npt.NDArray[Any], expected: Sequence[Any], tolerance: float) -> str | None:
     """What is wrong with an answer, in words; None when nothing is."""
+    try:
+        return _difference(answer, expected, tolerance)
+    except (ValueError, TypeError) as error:
+        return f"what is expected cannot be compared with it: {error}"
+
+
+def _difference(answer: npt.NDArray[Any], expected: Sequence[Any], tolerance: float) -> str | None:
     if answer.dtype == object:
         found = [value.decode(errors="replace") for value in answer.ravel().tolist()]
         wanted = np.asarray(expected, dtype=object).ravel().tolist()
@@ -89,7 +96,8 @@ def difference(answer: npt.NDArray[Any], expected: Sequence[Any], tolerance: flo
         numbers, goal = answer.astype(np.float64).ravel(), np.asarray(expected, np.float64).ravel()
         found, wanted = numbers.tolist(), goal.tolist()
         if len(found) == len(wanted):
-            wrong = np.flatnonzero(~np.isclose(numbers, goal, rtol=tolerance, atol=tolerance)).tolist()
+            slack = 0.0 if answer.dtype.kind in "iub" else tolerance  # a whole number is right or wrong
+            wrong = np.flatnonzero(~np.isclose(numbers, goal, rtol=slack, atol=slack)).tolist()
     if len(found) != len(wanted):
         return f"{len(found)} values where {len(wanted)} are expected"
     if wrong:
@@ -101,6 +109,22 @@ def _array(tensor: Tensor, inputs: dict[str, list[Any]]) -> npt.NDArray[Any]:
     if tensor.name not in inputs:
         raise ServingError(f"golden requests: nothing for the input {tensor.name!r}")
     try:
-        return np.asarray(inputs[tensor.name], dtype=DATA_TYPES[tensor.number].numpy)
+        array = np.asarray(inputs[tensor.name], dtype=DATA_TYPES[tensor.number].numpy)
+        if tensor.number == STRING and not all(isinstance(value, str) for value in array.ravel().tolist()):
+            raise ValueError("texts are expected, in rows of one length")  # noqa: TRY301
+        return array
     except (ValueError, OverflowError, TypeError) as error:
         raise ServingError(f"golden requests: input {tensor.name!r}: {error}") from None
+
+
+def plain(array: npt.NDArray[Any]) -> list[Any]:
+    """An array as JSON can hold it; texts are UTF-8."""
+    if array.dtype.kind in "OSU":
+        return [_text(item) for item in array.tolist()]
+    return array.tolist()  # type: ignore[no-any-return]
+
+
+def _text(item: Any) -> Any:
+    if isinstance(item, list):
+        return [_text(inner) for inner in item]
+    return item.decode(errors="replace") if isinstance(item, bytes) else item

@@ -158,7 +158,7 @@ _held = _Held()
 
 
 def to_tensor(array: npt.NDArray[Any], datatype: int) -> int:
-    """A TF_Tensor of `array`, whose memory it shares; TF_DeleteTensor lets go of it.
+    """A TF_Tensor of `array`, whose memory it shares where that is aligned; TF_DeleteTensor lets go of it.
 
     Args:
         array: of any shape; of `bytes` or `str` objects where `datatype` is STRING.
@@ -168,13 +168,16 @@ def to_tensor(array: npt.NDArray[Any], datatype: int) -> int:
         TensorFlowError: INVALID_ARGUMENT when the array's type is another.
     """
     functions = library()
-    dims = (ctypes.c_int64 * array.ndim)(*array.shape)
+    shape = array.shape  # of a scalar, numpy makes a row below
+    dims = (ctypes.c_int64 * len(shape))(*shape)
     if datatype == STRING:
+        if not all(isinstance(value, str | bytes) for value in array.ravel().tolist()):
+            raise TensorFlowError("INVALID_ARGUMENT", f"{array.dtype} in place of texts")
         size = _STRING_BYTES * array.size
         buffer = ctypes.create_string_buffer(size)
         address = ctypes.addressof(buffer)
         for place, value in enumerate(array.ravel().tolist()):
-            data = value.encode() if isinstance(value, str) else bytes(value)
+            data = value.encode() if isinstance(value, str) else value
             functions.TF_StringInit(address + place * _STRING_BYTES)
             functions.TF_StringCopy(address + place * _STRING_BYTES, data, len(data))
         number = _held.keep(buffer, array.size)
@@ -185,7 +188,12 @@ def to_tensor(array: npt.NDArray[Any], datatype: int) -> int:
         array = np.ascontiguousarray(array)
         address, size = array.ctypes.data, array.nbytes
         number = _held.keep(array)
-    return int(functions.TF_NewTensor(datatype, dims, array.ndim, address, size, _held.release, number))
+    return int(functions.TF_NewTensor(datatype, dims, len(shape), address, size, _held.release, number))
+
+
+def delete_tensor(tensor: int) -> None:
+    """Let go of a TF_Tensor that has not been fed."""
+    library().TF_DeleteTensor(tensor)
 
 
 def to_array(tensor: int) -> npt.NDArray[Any]:
@@ -241,6 +249,9 @@ class Session:
                 self._session = functions.TF_LoadSessionFromSavedModel(
                     options, None, str(folder).encode(), tags, 1, self._graph, None, status
                 )
+        except TensorFlowError:
+            functions.TF_DeleteGraph(self._graph)
+            raise
         finally:
             functions.TF_DeleteSessionOptions(options)
 

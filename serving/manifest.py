@@ -10,7 +10,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from serving.errors import ServingError
-from serving.savedmodel import Signature, read_signature, saved_model_folder
+from serving.savedmodel import DEFAULT_SIGNATURE, Signature, read_signature, saved_model_folder
 
 FILE = "manifest.json"
 
@@ -123,6 +123,7 @@ def write_manifest(
     model: str,
     version: int,
     description: str = "",
+    signature: str = DEFAULT_SIGNATURE,
     new_contract: bool = False,
     data: DataEntry | None = None,
     quality: Mapping[str, float] | None = None,
@@ -135,6 +136,7 @@ def write_manifest(
         model: it is a version of.
         version: its number.
         description: one sentence for a person.
+        signature: that is served.
         new_contract: whether its inputs and outputs may be others than those of the version before.
         data: what it was trained on.
         quality: metric on held-out data -> value.
@@ -144,7 +146,7 @@ def write_manifest(
         model=model,
         version=version,
         description=description,
-        signature=_signature_entry(read_signature(saved_model_folder(folder))),
+        signature=_signature_entry(read_signature(saved_model_folder(folder), signature)),
         new_contract=new_contract,
         data=data,
         quality={name: round(value, 4) for name, value in (quality or {}).items()},

@@ -8,11 +8,6 @@ from google.protobuf import text_format
 from serving.errors import ServingError
 from serving.savedmodel import DEFAULT_SIGNATURE
 
-try:
-    from tritonclient.grpc import model_config_pb2 as pb
-except ImportError:
-    raise ServingError("the Triton client is not installed here; pip install 'headrace[serving]'") from None
-
 FILE = "config.pbtxt"
 DEFAULT = 'platform: "tensorflow_savedmodel" instance_group { count: 1 kind: KIND_CPU }'
 """One process: Triton itself would start two, which load side by side and take the cores from what serves."""
@@ -42,6 +37,10 @@ def read_config(model: Path) -> ModelConfig:
     Raises:
         ServingError: it cannot be read.
     """
+    try:  # here, since the command line knows models without it
+        from tritonclient.grpc import model_config_pb2 as pb
+    except ImportError:
+        raise ServingError("the Triton client is not installed here; pip install 'headrace[serving]'") from None
     path = model / FILE
     try:
         text = path.read_text()

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import time
 import uuid
 from pathlib import Path
 
@@ -11,10 +12,11 @@ from serving.errors import ServingError
 from serving.manifest import read_manifest, write_manifest
 from serving.marks import withdrawn
 from serving.modelconfig import read_config
-from serving.repository import numbers
+from serving.repository import numbers, serving_order
 from serving.savedmodel import breaks, read_signature, saved_model_folder
 
 _ASIDE = ".incoming-"
+_OLD = 86_400.0  # seconds
 
 
 def publish(
@@ -37,7 +39,6 @@ def publish(
     """
     if not source.is_dir():
         raise ServingError(f"{source}: no folder; publish takes a SavedModel or a version's folder")
-    check(source, source)
     manifest = read_manifest(source)
     name = model if model is not None else manifest.model if manifest else None
     if name is None:
@@ -47,14 +48,16 @@ def publish(
     if version is not None and not VERSION.fullmatch(str(version)):
         raise ServingError(f"{version} cannot be a version: it takes a number from 1 that fits into 64 bits")
     folder = repository / name
+    signature = read_config(folder).signature
+    check(source, source, signature)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ServingError(f"{folder}: cannot be written: {error.strerror}") from None
     if not new_contract:
-        _check_contract(source, folder)
+        _check_contract(source, folder, signature)
     _clear(folder)
-    aside = folder / f"{_ASIDE}{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    aside = folder / f"{_ASIDE}{uuid.uuid4().hex[:12]}"
     try:
         _copy(source, aside)
         while True:
@@ -64,6 +67,7 @@ def publish(
                 model=name,
                 version=number,
                 description=manifest.description if manifest else "",
+                signature=signature,
                 new_contract=new_contract,
                 data=manifest.data if manifest else None,
                 quality=manifest.quality if manifest else {},
@@ -85,17 +89,16 @@ def publish(
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _check_contract(source: Path, model: Path) -> None:
-    """Against the newest version that has not been withdrawn."""
-    there = sorted(numbers(model) - set(withdrawn(model)))
-    if not there:
+def _check_contract(source: Path, model: Path, signature: str) -> None:
+    """Against the version that serves, or would."""
+    newest = next(serving_order(model), None)
+    if newest is None:
         return
-    signature = read_config(model).signature
-    before = read_signature(saved_model_folder(model / str(there[-1])), signature)
+    before = read_signature(saved_model_folder(model / str(newest)), signature)
     problem = breaks(before, read_signature(saved_model_folder(source), signature))
     if problem:
         raise ServingError(
-            f"{source}: not what version {there[-1]} of {model.name!r} is asked for: {problem}; "
+            f"{source}: not what version {newest} of {model.name!r} is asked for: {problem}; "
             "if the pipelines are ready for that, say --new-contract"
         )
 
@@ -105,7 +108,7 @@ def _copy(source: Path, aside: Path) -> None:
     inside = saved_model_folder(source) == source
     shutil.copytree(source, aside / "model.savedmodel" if inside else aside)
     if inside:
-        for name in ("manifest.json", "golden.json"):
+        for name in ("manifest.json", "golden.json", "card.md"):
             with contextlib.suppress(FileNotFoundError):
                 os.rename(aside / "model.savedmodel" / name, aside / name)  # noqa: PTH104
 
@@ -122,11 +125,11 @@ def _rename(aside: Path, target: Path) -> bool:
 
 
 def _clear(model: Path) -> None:
-    """What publishers have left behind that were killed."""
-    for path in model.glob(f"{_ASIDE}*-*"):
-        pid = path.name.removeprefix(_ASIDE).partition("-")[0]
-        if pid.isdigit() and not Path(f"/proc/{pid}").exists():
-            shutil.rmtree(path, ignore_errors=True)
+    """What publishers have left behind that were killed: whoever still writes has done so within a day."""
+    for path in model.glob(f"{_ASIDE}*"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > _OLD:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def _flush(path: Path) -> None:

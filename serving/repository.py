@@ -1,5 +1,6 @@
 """What a model repository holds: models, and their versions."""
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ from serving.completeness import VERSION, check
 from serving.errors import ServingError
 from serving.manifest import Manifest, read_manifest
 from serving.marks import Mark, pinned, withdrawn
+from serving.modelconfig import read_config
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,18 +63,37 @@ def numbers(model: Path) -> set[int]:
     return {int(path.name) for path in model.iterdir() if VERSION.fullmatch(path.name)}
 
 
-def serving_order(model: Path) -> list[int]:
-    """The versions that may serve, as people and watchers have decided: the one that does, then what may follow it."""
-    pin = pinned(model)
-    return [n for n in sorted(numbers(model) - set(withdrawn(model)), reverse=True) if pin is None or n <= pin]
+def serving_order(model: Path) -> Iterator[int]:
+    """The versions that may serve, by their files, the configuration, and what people and watchers have decided.
+
+    Returns:
+        The one that serves, or will; then what may follow it, newest first.
+
+    Raises:
+        ServingError: the configuration, or a decision, cannot be read.
+    """
+    if not model.is_dir():
+        return
+    config, pin = read_config(model), pinned(model)
+    for number in sorted(numbers(model) - set(withdrawn(model)), reverse=True):
+        if (pin is not None and number > pin) or (config.only is not None and number not in config.only):
+            continue
+        with contextlib.suppress(ServingError):  # not whole: it does not serve
+            check(model / str(number), model.parent, config.signature)
+            yield number
 
 
 def _read(model: Path, number: int, mark: Mark | None) -> Version:
     folder, manifest, problems = model / str(number), None, []
     try:
-        check(folder, model.parent)
+        check(folder, model.parent, read_config(model).signature)
         manifest = read_manifest(folder)
     except ServingError as error:
         problems.append(str(error))
-    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    size = size_of(folder)
     return Version(model.name, number, folder, manifest, size, tuple(problems), mark)
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of its files."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

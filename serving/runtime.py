@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from serving.datatypes import DATA_TYPES, STRING
 from serving.joining import Arrays
-from serving.libtensorflow import Session, TensorFlowError, to_tensor
+from serving.libtensorflow import Session, TensorFlowError, delete_tensor, to_tensor
 from serving.savedmodel import SERVE_TAG, Signature, Tensor
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -30,8 +30,12 @@ class SavedModelRunner:
     def __init__(self, folder: Path, signature: Signature, threads: int = 0) -> None:
         self._signature = signature
         self._session = Session(folder, SERVE_TAG, threads)
-        self._inputs = [(tensor, self._session.output(tensor.source)) for tensor in signature.inputs]
-        self._outputs = [self._session.output(tensor.source) for tensor in signature.outputs]
+        try:
+            self._inputs = [(tensor, self._session.output(tensor.source)) for tensor in signature.inputs]
+            self._outputs = [self._session.output(tensor.source) for tensor in signature.outputs]
+        except TensorFlowError:
+            self._session.close()
+            raise
 
     def run(self, inputs: Arrays) -> Arrays:
         """One call.
@@ -54,6 +58,8 @@ class SavedModelRunner:
             try:
                 feeds.append((place, to_tensor(array, tensor.number)))
             except TensorFlowError as error:
+                for _, fed in feeds:
+                    delete_tensor(fed)
                 raise TensorFlowError(error.code, f"input {tensor.name!r}: {error}") from None
         found = self._session.run(feeds, self._outputs)
         return {tensor.name: array for tensor, array in zip(self._signature.outputs, found, strict=True)}

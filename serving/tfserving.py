@@ -6,7 +6,7 @@ label: `stable` moves to a new version when that has given the answers of its go
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,10 @@ import numpy.typing as npt
 from serving._pb import tensorflow_serving_pb2 as pb
 from serving.completeness import VERSION
 from serving.datatypes import DATA_TYPES, STRING
-from serving.errors import ServerAway, ServingError
+from serving.errors import ServerAway, ServerBusy, ServingError
 from serving.golden import ask_golden, read_golden
 from serving.joining import Arrays
+from serving.modelconfig import read_config
 from serving.savedmodel import read_signature, saved_model_folder
 
 State = tuple[set[int], int | None]
@@ -30,9 +31,10 @@ _AVAILABLE, _END = 30, 50
 _METHODS = {
     "reload": ("/tensorflow.serving.ModelService/HandleReloadConfigRequest", pb.ReloadResponse),
     "status": ("/tensorflow.serving.ModelService/GetModelStatus", pb.StatusResponse),
+    "metadata": ("/tensorflow.serving.PredictionService/GetModelMetadata", pb.MetadataResponse),
     "predict": ("/tensorflow.serving.PredictionService/Predict", pb.PredictResponse),
 }
-_AWAY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
+_AWAY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 _PATIENCE = 300.0  # seconds that a version may take to load
 
 
@@ -94,6 +96,13 @@ class TensorFlowServingControl:
             self._reload(states)
             raise
 
+    def unload(self, model: str, versions: Set[int], remove: Callable[[], None]) -> None:
+        """See `TritonControl`; the label moves first, while all the files are there."""
+        states = {name: self._state(name) for name in self._models()}
+        kept = states[model][0] - versions
+        self._reload(states | {model: (kept, max(kept, default=None))})
+        remove()
+
     def ready(self) -> dict[str, set[int]]:
         """See `TritonControl`; a version above the stable one has not proved itself, and does not count."""
         found = {}
@@ -106,7 +115,8 @@ class TensorFlowServingControl:
 
     def ask(self, model: str, version: int, inputs: Arrays, outputs: Sequence[str]) -> Arrays:
         """See `TritonControl`."""
-        request = pb.PredictRequest(model_spec=pb.ModelSpec(name=model), output_filter=outputs)
+        spec = pb.ModelSpec(name=model, signature_name=read_config(self._root / model).signature)
+        request = pb.PredictRequest(model_spec=spec, output_filter=outputs)
         request.model_spec.version.value = version
         for name, array in inputs.items():
             _fill(request.inputs[name], array)
@@ -125,18 +135,18 @@ class TensorFlowServingControl:
 
     def _state(self, model: str) -> State:
         """The versions that are available, and the stable one."""
-        available = self._available(pb.ModelSpec(name=model))
-        stable = self._available(pb.ModelSpec(name=model, version_label=LABEL)) if available else set()
-        return available, max(stable, default=None)
-
-    def _available(self, spec: pb.ModelSpec) -> set[int]:
         try:
-            answer = self._call("status", pb.StatusRequest(model_spec=spec))
-        except ServerAway:
-            raise
-        except ServingError:
-            return set()  # it has never heard of it
-        return {found.version for found in answer.model_version_status if found.state == _AVAILABLE}
+            answer = self._call("status", pb.StatusRequest(model_spec=pb.ModelSpec(name=model)))
+        except _NotFound:
+            return set(), None
+        available = {found.version for found in answer.model_version_status if found.state == _AVAILABLE}
+        try:
+            # The status of a label tells all versions; the metadata are of the one that it is on.
+            spec = pb.ModelSpec(name=model, version_label=LABEL)
+            told = self._call("metadata", pb.MetadataRequest(model_spec=spec, metadata_field=["signature_def"]))
+            return available, told.model_spec.version.value
+        except _NotFound:
+            return available, None
 
     def _reload(self, states: Mapping[str, State]) -> None:
         """All models anew: what is not named is unloaded."""
@@ -172,15 +182,28 @@ class TensorFlowServingControl:
         folder = self._root / model / str(version)
         golden = read_golden(folder)
         if golden is not None:
-            signature = read_signature(saved_model_folder(folder))
+            name = read_config(self._root / model).signature
+            signature = read_signature(saved_model_folder(folder), name)
             ask_golden(golden, signature, lambda inputs: self.ask(model, version, inputs, list(golden.outputs)))
 
     def _call(self, method: str, request: Any) -> Any:
         try:
-            return self._calls[method](request, timeout=30)
+            # A configuration is taken when all that is new in it is available.
+            return self._calls[method](request, timeout=_PATIENCE if method == "reload" else 30)
         except grpc.RpcError as error:
-            kind = ServerAway if error.code() in _AWAY else ServingError
-            raise kind(f"{self._address}: {error.code().name}: {' '.join((error.details() or '').split())}") from None
+            code, details = error.code(), " ".join((error.details() or "").split())
+            kind: type[ServingError] = ServingError
+            if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+                kind = ServerBusy
+            elif code in _AWAY:
+                kind = ServerAway
+            elif code is grpc.StatusCode.NOT_FOUND or "servable version label" in details:
+                kind = _NotFound
+            raise kind(f"{self._address}: {code.name}: {details}") from None
+
+
+class _NotFound(ServingError):
+    """The server has never heard of the model, or of its label."""
 
 
 def _fill(tensor: pb.Tensor, array: npt.NDArray[Any]) -> None:
@@ -201,15 +224,15 @@ _FIELDS = ("float_val", "double_val", "int_val", "int64_val", "bool_val", "uint3
 def _array(tensor: pb.Tensor) -> npt.NDArray[Any]:
     """Read one; values that repeat may be left out at the end."""
     shape = tuple(dim.size for dim in tensor.tensor_shape.dim)
-    values: npt.NDArray[Any]
     kind = DATA_TYPES[tensor.dtype].numpy
+    values: npt.NDArray[Any]
     if tensor.tensor_content:
-        return np.frombuffer(tensor.tensor_content, kind).reshape(shape)
-    if tensor.dtype == STRING:
+        values = np.frombuffer(tensor.tensor_content, kind)
+    elif tensor.dtype == STRING:
         values = np.array(list(tensor.string_val), dtype=object)
     elif tensor.half_val:
         values = np.array(list(tensor.half_val), np.uint16).view(np.float16)
     else:
         values = np.array([v for field in _FIELDS for v in getattr(tensor, field)], dtype=kind)
-    missing = math.prod(shape) - len(values)
-    return np.concatenate([values, np.repeat(values[-1:], missing)]).reshape(shape)
+    whole: npt.NDArray[Any] = np.concatenate([values, np.repeat(values[-1:], math.prod(shape) - len(values))])
+    return whole.reshape(shape)

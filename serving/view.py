@@ -5,12 +5,15 @@ copy, and renamed to its place, so that the server never reads a file that someb
 """
 
 import contextlib
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from serving.completeness import VERSION, check
+from serving.errors import ServingError
+from serving.savedmodel import DEFAULT_SIGNATURE
 
 _ASIDE = ".incoming"
 
@@ -21,17 +24,29 @@ class View:
     Args:
         root: its folder, made if need be; nobody else writes to it.
         flat: whether saved_model.pb lies in a version's folder itself, as TensorFlow Serving wants it.
+
+    Raises:
+        ServingError: the folder cannot be written to, or another watcher fills it.
     """
 
     def __init__(self, root: Path, flat: bool = False) -> None:
         self.root = root
         self._flat = flat
-        root.mkdir(parents=True, exist_ok=True)
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(root / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise ServingError(f"{root}: cannot be the server's own folder: {error.strerror}") from None
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # it ends with the process
+        except OSError:
+            os.close(self._lock)
+            raise ServingError(f"{root}: another watcher fills it; give each server a folder of its own") from None
         shutil.rmtree(root / _ASIDE, ignore_errors=True)  # of a watcher that was killed
 
-    def models(self) -> list[str]:
-        """The models in it."""
-        return sorted(path.name for path in self.root.iterdir() if path.is_dir() and path.name != _ASIDE)
+    def close(self) -> None:
+        """Leave it to another watcher."""
+        os.close(self._lock)
 
     def versions(self, model: str) -> set[int]:
         """The versions of a model in it."""
@@ -40,8 +55,14 @@ class View:
             return set()
         return {int(path.name) for path in folder.iterdir() if path.is_dir() and VERSION.fullmatch(path.name)}
 
-    def add(self, model: str, number: int, source: Path) -> None:
+    def add(self, model: str, number: int, source: Path, signature: str = DEFAULT_SIGNATURE) -> None:
         """Copy a version in, whole or not at all.
+
+        Args:
+            model: its name.
+            number: the version's.
+            source: its folder.
+            signature: that is to be served.
 
         Raises:
             ServingError: what was copied is not a whole version.
@@ -52,7 +73,7 @@ class View:
         aside.parent.mkdir(parents=True, exist_ok=True)
         try:
             shutil.copytree(source, aside)  # follows links, so that the copy stands by itself
-            check(aside, aside)
+            check(aside, aside, signature)
             if self._flat and (aside / "model.savedmodel").is_dir():
                 for path in (aside / "model.savedmodel").iterdir():
                     os.rename(path, aside / path.name)  # noqa: PTH104

@@ -9,15 +9,15 @@ Nothing is remembered that could not be found out again: after a crash at any po
 repository, its marks, the view and the server, and goes on.
 """
 
-import contextlib
+import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
 from serving.completeness import NO_VERSION, check, fingerprint, misnamed
-from serving.errors import ServerAway, ServingError
+from serving.errors import ServerAway, ServerBusy, ServingError
 from serving.golden import ask_golden, read_golden
 from serving.joining import Arrays
 from serving.manifest import FILE as MANIFEST
@@ -29,6 +29,7 @@ from serving.savedmodel import breaks, read_signature, saved_model_folder
 from serving.view import View
 
 _TRIES = 2  # of a version under which the server goes away
+_SOON = 3  # changes of a version's files after which it may take its time
 _WRONG = 3  # golden requests in a row that a serving version answers wrongly
 
 
@@ -36,6 +37,10 @@ class Control(Protocol):
     """What a watcher needs of a model server."""
 
     def load(self, model: str) -> None:
+        """See `TritonControl`."""
+        ...
+
+    def unload(self, model: str, versions: Set[int], remove: Callable[[], None]) -> None:
         """See `TritonControl`."""
         ...
 
@@ -73,6 +78,7 @@ class _Look:
 
     fingerprint: str
     since: float
+    changes: int = 0
     checked: bool = False
     problem: str | None = None
 
@@ -117,6 +123,8 @@ class Watcher:
         self._away: dict[tuple[str, int], int] = {}
         self._wrong: dict[tuple[str, int], int] = {}
         self._probed = clock()
+        self._condemned: set[tuple[str, int]] = set()  # served here, and were wrong
+        self._configs: dict[str, ModelConfig] = {}  # that the server goes by
         self._bad_configs: dict[str, str] = {}
         self._misnamed: set[tuple[str, str]] = set()
         self._acted = False
@@ -127,11 +135,13 @@ class Watcher:
         """Look at everything once, and do what there is to do.
 
         Returns:
-            Whether more is under way: something was done just now, or a version is still arriving.
+            Whether more is under way: something was done just now, a version has just come, or the server is away. A
+            version that is still being written to after some turns is not waited for.
         """
         self._acted = False
         try:
             ready = self._control.ready()
+            self.serving = {model: max(versions) for model, versions in ready.items()}
             probing = self._clock() - self._probed >= self._probe
             if probing:
                 self._probed = self._clock()
@@ -143,17 +153,17 @@ class Watcher:
                         self._ask(model, loaded)
                 except ServerAway:
                     raise
-                except (ServingError, OSError) as error:
-                    self._trouble(model.name, str(error))
+                except Exception as error:  # noqa: BLE001 - whatever lies in one model's folder, the others go on
+                    self._trouble(model.name, str(error) or repr(error))
                 else:
                     self._troubles.pop(model.name, None)
                 if loaded:
                     self.serving[model.name] = max(loaded)
         except (ServingError, OSError) as error:
             self._trouble("", str(error))
-        else:
-            self._troubles.pop("", None)
-        return self._acted or bool(self._looks)
+            return True
+        self._troubles.pop("", None)
+        return self._acted or any(look.changes < _SOON for look in self._looks.values())
 
     def _bring(self, model: Path, loaded: set[int]) -> None:
         """The model to the versions that are wanted; `loaded` follows."""
@@ -166,23 +176,26 @@ class Watcher:
         if not wanted:
             return  # whatever serves, serves on
         newest, rest = wanted[0], wanted[1:]
-        if newest not in loaded and not self._load(model, newest, loaded):
+        if newest not in loaded and not self._load(model, newest, config, loaded):
             return
         surplus = loaded - set(wanted)
         if surplus:  # at once, before an older one is loaded: it may be a rollback
-            for number in surplus:
-                self._view.drop(model.name, number)
-            self._control.load(model.name)
+
+            def remove(surplus: Set[int] = surplus) -> None:
+                for number in surplus:
+                    self._view.drop(model.name, number)
+
+            self._control.unload(model.name, surplus, remove)
             loaded -= surplus
             for number in sorted(surplus):
                 self._tell(Event("unloaded", model.name, number))
         for number in rest:
-            if number not in loaded and not self._load(model, number, loaded):
+            if number not in loaded and not self._load(model, number, config, loaded):
                 return
 
     def _wanted(self, model: Path, config: ModelConfig, loaded: set[int]) -> list[int]:
         """The versions to have loaded, newest first."""
-        marks = withdrawn(model) | {n: mark for (name, n), mark in self._refused.items() if name == model.name}
+        marks = {n: mark for (name, n), mark in self._refused.items() if name == model.name} | withdrawn(model)
         pin = pinned(model)
         found: list[int] = []
         there = sorted(numbers(model), reverse=True)
@@ -191,7 +204,7 @@ class Watcher:
         for number in there:
             if (pin is not None and number > pin) or (config.only is not None and number not in config.only):
                 continue
-            if number in marks and not self._renewed(model, number, marks[number]):
+            if number in marks and not self._overruled(model, number, marks[number], config, loaded):
                 continue
             if number in loaded or self._whole(model, number, config, loaded):
                 found.append(number)
@@ -205,25 +218,28 @@ class Watcher:
             raise ServingError(f"{model}: pinned to version {pin}, which cannot be served; nothing is changed")
         return found
 
-    def _renewed(self, model: Path, number: int, mark: Mark) -> bool:
-        """Whether a version that was found wrong has other files now."""
-        if mark.fingerprint is None or mark.fingerprint == _fingerprint(model / str(number)):
+    def _overruled(self, model: Path, number: int, mark: Mark, config: ModelConfig, loaded: set[int]) -> bool:
+        """Whether a version may serve though it was found wrong."""
+        if mark.by == "watcher" and number in loaded and (model.name, number) not in self._condemned:
+            return True  # another watcher could not load it; here it serves
+        if mark.fingerprint is None or mark.fingerprint == _fingerprint(model / str(number), config):
             return False
         self._refused.pop((model.name, number), None)
+        self._condemned.discard((model.name, number))
         restore(model, number)
         return True
 
     def _whole(self, model: Path, number: int, config: ModelConfig, loaded: set[int]) -> bool:
         """Whether a version can be taken now; one that is wrong and does not change any more is refused."""
         folder = model / str(number)
-        now, found = self._clock(), _fingerprint(folder)
+        now, found = self._clock(), _fingerprint(folder, config)
         look = self._looks.get((model.name, number))
         if look is None or look.fingerprint != found:
-            self._looks[model.name, number] = _Look(found, now)
+            self._looks[model.name, number] = _Look(found, now, look.changes + 1 if look else 0)
             return False  # it may be arriving: looked into when it has been still for a turn
         if not look.checked:
             try:
-                check(folder, self._repository)
+                check(folder, self._repository, config.signature)
                 self._check_contract(model, number, config, loaded)
                 look.problem = None
             except ServingError as error:
@@ -232,7 +248,7 @@ class Watcher:
         if look.problem is None and ((folder / MANIFEST).is_file() or now - look.since >= self._settle):
             return True
         if look.problem is not None and now - look.since >= self._settle:
-            self._refuse(model, number, look.problem)
+            self._refuse(model, number, look.problem, config)
         return False
 
     def _check_contract(self, model: Path, number: int, config: ModelConfig, loaded: set[int]) -> None:
@@ -240,7 +256,11 @@ class Watcher:
         manifest = read_manifest(model / str(number))
         if not loaded or number < max(loaded) or (manifest is not None and manifest.new_contract):
             return
-        before = read_signature(saved_model_folder(self._view.root / model.name / str(max(loaded))), config.signature)
+        try:
+            served = saved_model_folder(self._view.root / model.name / str(max(loaded)))
+            before = read_signature(served, config.signature)
+        except ServingError as error:
+            raise OSError(f"the server's own copy is damaged: {error}") from None  # not the new version's fault
         problem = breaks(before, new)
         if problem:
             raise ServingError(
@@ -248,28 +268,35 @@ class Watcher:
                 "publish it with --new-contract if pipelines are ready for it"
             )
 
-    def _load(self, model: Path, number: int, loaded: set[int]) -> bool:
+    def _load(self, model: Path, number: int, config: ModelConfig, loaded: set[int]) -> bool:
         """Take a version in; False where it is refused, or has to wait."""
         begun = self._clock()
         for other in self._view.versions(model.name) - loaded:
             self._view.drop(model.name, other)  # of a watcher that was killed: it could fail this version
-        try:
-            self._view.add(model.name, number, model / str(number))
-        except ServingError:
-            self._looks.pop((model.name, number), None)  # it has changed since it was looked at
-            return False
         key = (model.name, number)
+        seen = _fingerprint(model / str(number), config)
+        try:
+            self._view.add(model.name, number, model / str(number), config.signature)
+        except ServingError:
+            self._looks.pop(key, None)  # it has changed since it was looked at
+            return False
+        if _fingerprint(model / str(number), config) != seen:
+            self._view.drop(model.name, number)
+            self._looks.pop(key, None)  # it has changed while it was copied
+            return False
         try:
             self._control.load(model.name)
+        except ServerBusy:
+            raise
         except ServerAway:
             self._view.drop(model.name, number)
             self._away[key] = self._away.get(key, 0) + 1
             if self._away[key] == _TRIES:
-                self._refuse(model, number, f"the server went away {_TRIES} times while it was loaded")
+                self._refuse(model, number, f"the server went away {_TRIES} times while it was loaded", config)
             raise
         except ServingError as error:
             self._view.drop(model.name, number)
-            self._refuse(model, number, str(error))
+            self._refuse(model, number, str(error), config)
             return False
         self._away.pop(key, None)
         self._looks.pop(key, None)
@@ -279,18 +306,20 @@ class Watcher:
 
     def _configured(self, model: Path, config: ModelConfig, loaded: set[int]) -> ModelConfig:
         """The configuration that the server goes by: the repository's, unless the server refuses it."""
-        before = self._view.config(model.name)
-        if before == config.text or self._bad_configs.get(model.name) == config.text:
-            return config
-        with self._view.configured(model.name, config.text):
-            if loaded:
-                try:
-                    self._control.load(model.name)
-                except ServerAway:
-                    raise
-                except ServingError as error:
-                    self._bad_configs[model.name] = config.text
-                    raise ServingError(f"{model}: its config.pbtxt is refused, the one before holds: {error}") from None
+        if self._bad_configs.get(model.name) == config.text:
+            return self._configs.get(model.name, config)
+        if self._view.config(model.name) != config.text:
+            with self._view.configured(model.name, config.text):
+                if loaded:
+                    try:
+                        self._control.load(model.name)
+                    except ServerAway:
+                        raise
+                    except ServingError as error:
+                        self._bad_configs[model.name] = config.text
+                        sentence = f"{model}: its config.pbtxt is refused, the one before holds: {error}"
+                        raise ServingError(sentence) from None
+        self._configs[model.name] = config
         return config
 
     def _ask(self, model: Path, loaded: set[int]) -> None:
@@ -302,24 +331,30 @@ class Watcher:
             return
         key = (model.name, number)
         try:
-            signature = read_signature(saved_model_folder(folder), read_config(model).signature)
+            config = self._configs[model.name]
+            signature = read_signature(saved_model_folder(folder), config.signature)
             ask_golden(golden, signature, lambda inputs: self._control.ask(*key, inputs, list(golden.outputs)))
         except ServerAway:
             raise
         except ServingError as error:
             self._wrong[key] = self._wrong.get(key, 0) + 1
             if self._wrong[key] >= _WRONG and len(loaded) > 1:
-                self._refuse(model, number, f"while it served: {error}")
+                self._condemned.add(key)
+                self._refuse(model, number, f"while it served: {error}", config)
             raise
         else:
             self._wrong.pop(key, None)
 
-    def _refuse(self, model: Path, number: int, reason: str) -> None:
-        mark = Mark(by="watcher", reason=reason, at=self._wall(), fingerprint=_fingerprint(model / str(number)))
-        self._looks.pop((model.name, number), None)
-        self._refused[model.name, number] = mark
-        with contextlib.suppress(ServingError):  # one that is only read from: remembered until this process ends
+    def _refuse(self, model: Path, number: int, reason: str, config: ModelConfig) -> None:
+        key, seen = (model.name, number), _fingerprint(model / str(number), config)
+        mark = Mark(by="watcher", reason=reason, at=self._wall(), fingerprint=seen)
+        self._looks.pop(key, None)
+        self._wrong.pop(key, None)
+        self._away.pop(key, None)
+        try:
             withdraw(model, number, mark)
+        except ServingError:
+            self._refused[key] = mark  # a repository that is only read from: remembered until this process ends
         self._tell(Event("refused", model.name, number, reason))
 
     def _tell(self, event: Event) -> None:
@@ -333,8 +368,9 @@ class Watcher:
             self._told(Event("trouble", model, 0, reason))
 
 
-def _fingerprint(folder: Path) -> str:
+def _fingerprint(folder: Path, config: ModelConfig) -> str:
+    """Of a version and how it is served: with either changed, it may be looked at again."""
     try:
-        return fingerprint(folder)
+        return hashlib.sha256(f"{fingerprint(folder)} {config.text}".encode()).hexdigest()
     except (ServingError, OSError) as error:
         return str(error)

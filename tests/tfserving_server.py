@@ -60,7 +60,11 @@ class Server(prediction_service_pb2_grpc.PredictionServiceServicer, model_servic
         if which == "version":
             number, asked = spec.version.value, f"Specific({spec.name}, {spec.version.value})"
         elif which == "version_label":
-            number, asked = self.labels.get((spec.name, spec.version_label)), f"label {spec.version_label}"
+            number, asked = self.labels.get((spec.name, spec.version_label)), ""
+            if number is None:
+                raise Refused(
+                    grpc.StatusCode.INVALID_ARGUMENT, f"Unrecognized servable version label: {spec.version_label}"
+                )
         else:
             number, asked = max(versions, default=None), f"Latest({spec.name})"
         if number not in versions:
@@ -110,11 +114,6 @@ class Server(prediction_service_pb2_grpc.PredictionServiceServicer, model_servic
         if not versions and not broken:
             context.abort(grpc.StatusCode.NOT_FOUND, f"Could not find any versions of model {name}")
         response = get_model_status_pb2.GetModelStatusResponse()
-        if request.model_spec.version_label:
-            try:
-                versions, broken = [self.find(request.model_spec)[0]], {}
-            except Refused as error:
-                context.abort(*error.args)
         for number in versions:
             response.model_version_status.add(version=number, state=30)
         for number, reason in broken.items():

@@ -56,9 +56,8 @@ class TensorFlowServing:
 
     async def describe(self) -> ModelSpec:
         """See `ModelServer`."""
-        answer = await self._rpc.call(
-            "metadata", pb.MetadataRequest(model_spec=self._spec(), metadata_field=["signature_def"])
-        )
+        asked = pb.MetadataRequest(model_spec=self._spec(), metadata_field=["signature_def"])
+        answer = await self._call("metadata", asked)
         signatures = pb.Signatures.FromString(answer.metadata["signature_def"].value).signature_def
         if self._signature not in signatures:
             known = ", ".join(sorted(name for name in signatures if not name.startswith("__"))) or "none"
@@ -85,7 +84,7 @@ class TensorFlowServing:
                 tensor.string_val.extend(decode_bytes(b"".join(rows[spec.name])).tolist())
             else:
                 tensor.tensor_content = b"".join(rows[spec.name])
-        response = await self._rpc.call("predict", request)
+        response = await self._call("predict", request)
         promised = {spec.name: spec for spec in model.outputs}
         arrays = {}
         for name in outputs:
@@ -98,8 +97,19 @@ class TensorFlowServing:
         """See `ModelServer`."""
         await self._rpc.close()
 
+    async def _call(self, method: str, request: Any) -> Any:
+        try:
+            return await self._rpc.call(method, request)
+        except InferenceError as error:
+            if isinstance(self._config.version, Label) and "servable version label" in str(error):
+                # The server blames the request; but the label may not have been given to a version yet.
+                raise InferenceError(Disposition.ABSENT, error.code, str(error)) from None
+            raise
+
     async def _versions(self, described: int) -> list[int]:
-        """The versions that are available; the one that was described, where the server tells no states."""
+        """Those that may answer: the one that was described, or where the latest is asked, all that are available."""
+        if self._config.version != "latest":
+            return [described]
         try:
             status = await self._rpc.call("status", pb.StatusRequest(model_spec=pb.ModelSpec(name=self._config.name)))
         except InferenceError as error:
@@ -133,7 +143,10 @@ class TensorFlowServing:
             array = np.empty(len(tensor.string_val), dtype=object)
             array[:] = tensor.string_val
         elif tensor.tensor_content:
-            array = np.frombuffer(tensor.tensor_content, dtype=DATA_TYPES[datatype].numpy)
+            try:
+                array = np.frombuffer(tensor.tensor_content, dtype=DATA_TYPES[datatype].numpy)
+            except ValueError as error:
+                raise self._rpc.broken(f"answered output {spec.name!r} that cannot be read: {error}") from None
         elif datatype == "FP16":
             array = np.array(tensor.half_val, dtype="<u2").view("<f2")
         else:

@@ -55,6 +55,9 @@ def main() -> None:
     except (HeadraceError, ServingError) as error:
         print(error, file=sys.stderr)
         sys.exit(1)
+    except PermissionError as error:
+        print(f"{error.filename}: {error.strerror}", file=sys.stderr)
+        sys.exit(1)
 
 
 __all__ = ["app", "main"]

@@ -4,6 +4,7 @@ import json
 import threading
 import time
 from enum import StrEnum
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,7 +15,7 @@ from headrace.cli.output import JsonOption, print_json, print_table, size_text
 from headrace.cli.signals import until_stopped
 from serving.errors import ServingError
 from serving.marks import Mark, pin, pinned, restore, withdraw, withdrawn
-from serving.repository import Version, models, numbers, serving_order, versions
+from serving.repository import Version, models, numbers, serving_order, size_of, versions
 
 app = typer.Typer(help="Model versions in a repository.", no_args_is_help=True)
 
@@ -105,8 +106,11 @@ def publish_command(
 
     target = publish(source, repository, model, version, new_contract)
     print(f"published {target.parent.name} {target.name}")
-    if server is not None:
-        _wait(server, target.parent, int(target.name))
+    newest = _newest(target.parent)
+    if newest != int(target.name):
+        print(f"{target.parent.name}: {newest} serves; it is newer, or pinned")
+    elif server is not None:
+        _wait(server, target.parent, newest)
 
 
 @app.command()
@@ -118,7 +122,7 @@ def rollback(
 ) -> None:
     """Take the version that serves back; the one before serves again at once, until something newer is published."""
     folder = _model(repository, model)
-    order = serving_order(folder)
+    order = list(islice(serving_order(folder), 2))
     if len(order) < 2:
         raise ServingError(f"{folder}: no version before {order[0] if order else 'none'} that could serve instead")
     if pinned(folder) == order[0]:
@@ -140,7 +144,7 @@ def restore_command(
     restore(folder, version)
     print(f"{model}: {version} may serve again")
     if server is not None:
-        _wait(server, folder, serving_order(folder)[0])
+        _wait(server, folder, _newest(folder))
 
 
 @app.command("pin")
@@ -153,16 +157,15 @@ def pin_command(
     """Have one version serve, whatever is newer."""
     folder = _model(repository, model)
     number = None if version == "newest" else _number(version)
-    if number is not None and number not in serving_order(folder) and number not in numbers(folder):
+    if number is not None and number not in numbers(folder):
         there = ", ".join(map(str, sorted(numbers(folder)))) or "none"
         raise ServingError(f"{folder}: no version {number}; there are {there}")
     if number in withdrawn(folder):
         raise ServingError(f"{folder}: version {number} is withdrawn; headrace models restore lets it serve again")
     pin(folder, number)
-    order = serving_order(folder)
     print(f"{model}: {f'pinned to {number}' if number else 'the newest serves'}")
-    if server is not None and order:
-        _wait(server, folder, order[0])
+    if server is not None:
+        _wait(server, folder, _newest(folder))
 
 
 @app.command()
@@ -176,18 +179,18 @@ def prune(
 
     gone = []
     for folder in models(repository):
-        kept = serving_order(folder)[:keep]
+        kept = list(islice(serving_order(folder), keep))
         if len(kept) == keep:
             gone += [folder / str(number) for number in sorted(numbers(folder)) if number < kept[-1]]
     for version in gone:
-        size = sum(path.stat().st_size for path in version.rglob("*") if path.is_file())
+        size = size_of(version)
         if yes:
-            try:
+            if version.is_symlink() or version.is_file():
+                version.unlink()
+            else:
                 aside = version.with_name(f".{version.name}.gone")
                 version.rename(aside)
                 shutil.rmtree(aside)
-            except OSError as error:
-                raise ServingError(f"{version}: cannot be removed: {error.strerror}") from None
             restore(version.parent, int(version.name))
         print(f"{version}: {size_text(size)}{' removed' if yes else ''}")
     if not yes and gone:
@@ -232,7 +235,9 @@ def watch(
     A Triton runs with --model-control-mode=explicit and no models; a TensorFlow Serving with an empty model config
     file, and the label `stable` moves to what has proved itself. Prints `ready` once all there is is loaded.
     """
-    from bridge.config.model import Log
+    from pydantic import ValidationError
+
+    from bridge.config.model import Log, Observe
     from bridge.observe.logs import configure
     from headrace.watching import Watching
     from serving.control import TritonControl
@@ -244,6 +249,10 @@ def watch(
         seconds = parse_duration(settle)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--settle") from None
+    try:
+        Observe(address=observe)
+    except ValidationError as error:
+        raise typer.BadParameter(error.errors()[0]["msg"], param_hint="--observe") from None
     if view.resolve().is_relative_to(repository.resolve()) or repository.resolve().is_relative_to(view.resolve()):
         raise typer.BadParameter(f"{view} and {repository} must not lie in each other", param_hint="--view")
     if base is not None and kind is not Kind.TFSERVING:
@@ -288,6 +297,14 @@ def _state(version: Version, states: dict[tuple[str, str], str], pin: int | None
     return "; ".join(parts) or ("not loaded" if states else "")
 
 
+def _newest(model: Path) -> int:
+    """The version that serves, or will."""
+    number = next(serving_order(model), None)
+    if number is None:
+        raise ServingError(f"{model}: no version that can serve")
+    return number
+
+
 def _wait(server: str, model: Path, number: int) -> None:
     """Until the server's newest version is this one; or, from a watcher, why it is not."""
     from serving.control import TritonControl
@@ -299,6 +316,10 @@ def _wait(server: str, model: Path, number: int) -> None:
                 print(f"{model.name}: {number} serves, {time.monotonic() - begun:.1f} s later")
                 return
             mark = withdrawn(model).get(number)
+            newest = _newest(model) if mark is None else number
+            if newest != number:
+                print(f"{model.name}: {newest} serves; it has come meanwhile")
+                return
             if mark is not None:
                 raise ServingError(f"{model.name}: version {number} was refused: {mark.reason}")
             time.sleep(0.05)
@@ -321,7 +342,7 @@ def _number(text: str) -> int:
 
 
 def _age(folder: Path) -> str:
-    seconds = max(0.0, time.time() - folder.stat().st_mtime)
+    seconds = max(0.0, time.time() - folder.lstat().st_mtime)
     for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
         if seconds >= size:
             return f"{seconds / size:.0f} {unit}"
@@ -333,4 +354,4 @@ def _files(version: Version) -> str:
 
 
 def _cell(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+    return value if isinstance(value, str) else "" if value is None else json.dumps(value)

@@ -88,11 +88,11 @@ class ServedRepository(Rig):
     def stop(self) -> None:
         """See `Rig`."""
         self._stop.set()
+        self.triton.stop()  # first: the watcher may be waiting for it to load something
         if self._thread is not None:
-            self._thread.join(30)
+            self._thread.join()
         if self._watching is not None:
             self._watching.close()
-        self.triton.stop()
         self._folder.cleanup()
 
     def _told(self, event: Event) -> None:

@@ -14,6 +14,8 @@ from headrace.rig.triton import TritonRig
 from serving.control import TritonControl
 from serving.errors import ServerAway, ServingError
 from serving.fake import FakeControl
+from serving.golden import ask_golden, read_golden
+from serving.savedmodel import read_signature, saved_model_folder
 from serving.tfserving import TensorFlowServingControl
 from serving.view import View
 from serving.watch import Control
@@ -59,6 +61,7 @@ def control(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Co
     yield made, view, name
     if not isinstance(made, FakeControl):
         made.close()
+    view.close()
 
 
 def test_versions_come_and_go_one_by_one(control: tuple[Control, View, str]) -> None:
@@ -70,9 +73,9 @@ def test_versions_come_and_go_one_by_one(control: tuple[Control, View, str]) -> 
     view.add(name, 2, FRAUD / "2")
     made.load(name)
     assert made.ready()[name] == {1, 2}
-    view.drop(name, 2)
-    made.load(name)
+    made.unload(name, {2}, lambda: view.drop(name, 2))
     assert made.ready()[name] == {1}
+    assert view.versions(name) == {1}
 
 
 def test_one_that_cannot_be_loaded_leaves_what_serves_and_can_be_taken_out(
@@ -124,6 +127,22 @@ def test_one_that_is_not_there_is_away(make: Callable[[Path], Control], tmp_path
         made.close()
 
 
+def test_a_scalar_a_row_and_more_rows_than_one_call_takes_are_asked(server: tuple[Path, TritonRig]) -> None:
+    root, triton = server
+    view, made = View(root), TritonControl(triton.address)
+    source = FRAUD.parent / "personalization" / "2"
+    with view.configured("films", CONFIG + "max_batch_size: 3\n"):
+        pass
+    view.add("films", 2, source)
+    made.load("films")
+    golden = read_golden(source)
+    assert golden is not None
+    signature = read_signature(saved_model_folder(source))
+    ask_golden(golden, signature, lambda inputs: made.ask("films", 2, inputs, list(golden.outputs)))
+    made.close()
+    view.close()
+
+
 def test_a_tensorflow_serving_is_asked_by_a_label_that_moves_to_what_has_proved_itself(
     tensorflow_serving_of_none: str, tmp_path: Path
 ) -> None:
@@ -159,10 +178,16 @@ def test_a_tensorflow_serving_is_asked_by_a_label_that_moves_to_what_has_proved_
     view.add("labelled", 3, FRAUD / "2")
     made.load("labelled")
     assert (stable(), made.ready()) == (["3"], {"labelled": {1, 3}})
-    view.drop("labelled", 3)
-    made.load("labelled")
+    made.unload("labelled", {3}, lambda: view.drop("labelled", 3))
     assert (stable(), made.ready()) == (["1"], {"labelled": {1}})
+    # A watcher that was killed before the label moved: the next one does not take the version for proved.
+    view.add("labelled", 4, FRAUD / "2")
+    made._reload({"labelled": ({1, 4}, 1)})
+    assert made.ready() == {"labelled": {1}}
+    made.load("labelled")
+    assert (stable(), made.ready()) == (["4"], {"labelled": {1, 4}})
     made.close()
+    view.close()
 
 
 def test_a_real_triton_leaves_a_version_alone_when_another_comes_or_goes(server: tuple[Path, TritonRig]) -> None:
@@ -182,7 +207,7 @@ def test_a_real_triton_leaves_a_version_alone_when_another_comes_or_goes(server:
     view.add("alone", 2, FRAUD / "2")
     made.load("alone")
     assert first < processes() - others
-    view.drop("alone", 2)
-    made.load("alone")
+    made.unload("alone", {2}, lambda: view.drop("alone", 2))
     until(lambda: processes() - others == first, 30, "version 2 has gone, and 1 is the process it was")
     made.close()
+    view.close()

@@ -114,12 +114,11 @@ def test_tensorflow_serving_finds_its_own_warm_up_requests(exported: tuple[Path,
 
 def test_a_mistake_is_one_sentence_and_nothing_is_published(exported: tuple[Path, dict[str, object]]) -> None:
     repository, found = exported
-    assert found["failures"] == [
+    assert found["failures"][:4] == [
         "object cannot be exported: a Keras model, a tf.Module or a folder can",
         "golden: the model has the inputs item, user; give a mapping of each to its rows",
         "the model has 1 outputs, and outputs names 2",
         "method: None is no tf.function of the module with an input signature that names each input",
-        found["failures"][4],
     ]
     assert (
         "not what version 1 of 'churn' is asked for: its inputs are item, user in place of features"

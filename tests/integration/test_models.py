@@ -5,7 +5,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -242,7 +241,7 @@ def test_a_watcher_beside_a_triton_is_killed_and_another_goes_on(tmp_path: Path)
         with ServerProcess("watch", [*command, *options], tmp_path / "one.log") as process:
             process.wait_ready(lambda: "\nready" in "\n" + process.log.read_text(), 60)
             shutil.copytree(FRAUD / "2", repository / "fraud" / "2")
-            time.sleep(0.7)  # somewhere on its way
+            until(lambda: (view / "fraud" / "2").is_dir(), 60, "version 2 is on its way")
             process.kill()
         assert control.ready()["fraud"] >= {1}
         with ServerProcess("watch", [*command, *options], tmp_path / "two.log") as process:

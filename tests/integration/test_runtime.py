@@ -69,10 +69,12 @@ def test_what_the_model_refuses_has_its_code_and_sentence(models: Path) -> None:
 
 
 def test_nothing_that_was_fed_is_kept(models: Path) -> None:
-    loaded = runner(models, "types", "lower", threads=1)
+    loaded = runner(models, "types", threads=1)
     before = len(libtensorflow._held._buffers)
     for _ in range(50):
-        loaded.run({"text": INPUTS["text"]})
+        loaded.run(INPUTS)
+        with pytest.raises(TensorFlowError):
+            loaded.run(INPUTS | {"vector": np.zeros((3, 3), np.float32)})
     gc.collect()
     assert len(libtensorflow._held._buffers) == before
 

@@ -92,13 +92,15 @@ model.version_labels["stable"] = 1
 model_service_pb2_grpc.ModelServiceStub(grpc.insecure_channel(sys.argv[1])).HandleReloadConfigRequest(request)
 """
     with serving_of(REPOSITORY) as address:
-        with pytest.raises(InferenceError, match="model 'fraud' version stable at .*: NOT_FOUND") as caught:
+        with pytest.raises(
+            InferenceError, match="model 'fraud' version stable at .*: Unrecognized servable version label"
+        ) as caught:
             asked(address, name="fraud", version={"label": "stable"})
         assert caught.value.disposition is Disposition.ABSENT
         subprocess.run(
             [sys.executable, "-c", script, address, str(REPOSITORY / "fraud")], check=True, capture_output=True
         )
-        assert asked(address, name="fraud", version={"label": "stable"}).versions == ["1", "2"]
+        assert asked(address, name="fraud", version={"label": "stable"}).versions == ["1"]
         assert asked(address, name="fraud").versions == ["1", "2"]
 
 

@@ -63,6 +63,18 @@ def test_numbers_may_differ_by_the_tolerance_and_texts_not_at_all() -> None:
     assert difference(np.array([[1], [2]]), [[1], [2]], 0.0) is None
 
 
+def test_what_cannot_be_compared_is_a_sentence() -> None:
+    wrong = "what is expected cannot be compared with it"
+    assert wrong in str(difference(np.array([1.0]), ["high"], 1e-4))
+    assert wrong in str(difference(np.array([1.0, 2.0]), [[1.0], [2.0, 3.0]], 1e-4))
+    with pytest.raises(ServingError, match="input 't': texts are expected"):
+        ask_golden(GOLDEN.model_copy(update={"inputs": {"x": [[1, 2]], "t": [3]}}), SIGNATURE, answering([3.0]))
+
+
+def test_whole_numbers_are_right_or_wrong() -> None:
+    assert difference(np.array([1_000_000]), [1_000_050], 1e-4) == "value 0 is 1000000.0 where 1000050.0 is expected"
+
+
 def test_a_file_that_cannot_be_read_is_a_sentence(tmp_path: Path) -> None:
     assert read_golden(tmp_path) is None
     (tmp_path / "golden.json").write_text('{"inputs": {}}')

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -155,13 +156,19 @@ def test_a_publisher_that_is_killed_at_any_step_leaves_a_whole_version_or_none(
     assert [path.name for path in versions] == ["1"]
 
 
-def test_what_a_killed_publisher_has_left_is_cleared_by_the_next(tmp_path: Path) -> None:
-    gone = tmp_path / "fraud" / ".incoming-99999999-abc"
-    gone.mkdir(parents=True)
-    alive = tmp_path / "fraud" / f".incoming-{os.getpid()}-abc"
-    alive.mkdir()
+def test_what_a_killed_publisher_has_left_is_cleared_a_day_later(tmp_path: Path) -> None:
+    gone, young = tmp_path / "fraud" / ".incoming-abc", tmp_path / "fraud" / ".incoming-def"
+    for folder, age in ((gone, 90_000), (young, 60)):
+        folder.mkdir(parents=True)
+        os.utime(folder, (time.time() - age, time.time() - age))
     publish(FRAUD / "1", tmp_path)
-    assert names(tmp_path / "fraud") == [alive.name, "1"]
+    assert names(tmp_path / "fraud") == [young.name, "1"]
+
+
+def test_a_folder_that_is_no_version_does_not_keep_anybody_from_publishing(tmp_path: Path) -> None:
+    publish(FRAUD / "1", tmp_path)
+    (tmp_path / "fraud" / "7").mkdir()
+    assert publish(FRAUD / "2", tmp_path).name == "8"
 
 
 def test_the_manifest_is_readable_by_people(tmp_path: Path) -> None:

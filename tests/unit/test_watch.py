@@ -42,9 +42,12 @@ class World:
 
     def start(self) -> Watcher:
         """Another watcher in the place of the one before."""
+        if hasattr(self, "view"):
+            self.view.close()
+        self.view = View(self.root)
         self.watcher = Watcher(
             self.repository,
-            View(self.root),
+            self.view,
             self.control,
             self.events.append,
             SETTLE,
@@ -156,7 +159,7 @@ def test_one_that_the_server_refuses_is_refused_for_every_watcher(w: World) -> N
     w.turns()
     assert w.serving == {1}
     assert [(e.version, "value 0 is nan" in e.reason) for e in w.told("refused")] == [(2, True)]
-    assert View(w.root).versions("fraud") == {1}
+    assert w.view.versions("fraud") == {1}
     w.control.refuses.clear()
     w.start()
     w.turns()
@@ -164,6 +167,76 @@ def test_one_that_the_server_refuses_is_refused_for_every_watcher(w: World) -> N
     assert len(w.told("refused")) == 1
     restore(w.model, 2)
     w.turns(3)
+    assert w.serving == {1, 2}
+
+
+def test_a_version_may_serve_again_under_the_watcher_that_refused_it(w: World) -> None:
+    w.drop(1, manifest=True)
+    w.control.refuses["fraud", 2] = "broken"
+    w.drop(2, manifest=True)
+    w.turns()
+    assert w.serving == {1}
+    w.control.refuses.clear()
+    restore(w.model, 2)
+    w.turns(3)
+    assert w.serving == {1, 2}
+
+
+def test_what_another_watcher_could_not_load_serves_on_where_it_serves(w: World) -> None:
+    for number in (1, 2):
+        w.drop(number, manifest=True)
+    w.turns()
+    withdraw(w.model, 2, Mark(by="watcher", reason="no memory there", at=0.0, fingerprint="any"))
+    w.turns()
+    assert w.serving == {1, 2}
+    withdraw(w.model, 2, Mark(by="rollback", reason="worse", at=0.0))
+    w.turns()
+    assert w.serving == {1}
+
+
+def test_with_another_configuration_a_refused_version_is_looked_at_again(w: World) -> None:
+    w.control.refuses["fraud", 1] = "no such signature"
+    w.drop(1, manifest=True)
+    w.turns()
+    assert w.serving == set()
+    w.control.refuses.clear()
+    (w.model / "config.pbtxt").write_text('platform: "tensorflow_savedmodel" max_batch_size: 8\n')
+    w.turns()
+    assert w.serving == {1}
+
+
+def test_a_view_is_filled_by_one_watcher(w: World) -> None:
+    with pytest.raises(ServingError, match="another watcher fills it; give each server a folder of its own"):
+        View(w.root)
+    w.view.close()
+    View(w.root).close()
+    w.view = View(w.root)
+
+
+def test_a_watcher_that_comes_before_its_server_is_not_settled(w: World) -> None:
+    w.control.available = False
+    w.drop(1, manifest=True)
+    assert w.watcher.turn()
+    w.control.available = True
+    w.turns()
+    assert not w.watcher.turn()
+
+
+def test_a_version_that_is_written_to_for_long_does_not_keep_the_others_unsettled(w: World) -> None:
+    w.drop(1, manifest=True)
+    w.turns(3)
+    folder = w.drop(2, 2)
+    for number in range(5):
+        (folder / "more").write_text("x" * number)
+        w.turn()
+    assert not w.watcher.turn()
+
+
+def test_a_name_that_is_no_text_stops_nobody(w: World) -> None:
+    w.drop(1, manifest=True)
+    w.turns(3)
+    (w.drop(2, 2) / os.fsdecode(b"\xff")).write_text("")
+    w.turns(20)
     assert w.serving == {1, 2}
 
 
@@ -293,6 +366,10 @@ def test_one_that_answers_its_golden_requests_wrongly_while_it_serves_is_taken_b
     for _ in range(6):
         w.turn(10.0)
     assert w.serving == {1}  # there is nothing else to serve
+    bad.clear()
+    restore(w.model, 2)
+    w.turns()
+    assert w.serving == {1, 2}
 
 
 @pytest.mark.parametrize("name", ["abc", "0", "01", "-1", "12345678901234567890"])
@@ -317,8 +394,8 @@ def test_what_is_wrong_with_a_version_is_said_and_the_one_before_serves_on(
     assert w.serving == {1}
     (refusal,) = w.told("refused")
     assert (refusal.version, reason in refusal.reason) == (2, True), refusal
-    assert {path.name for path in w.root.iterdir()} - {".incoming"} == {"fraud"}
-    assert View(w.root).versions("fraud") == {1}
+    assert {path.name for path in w.root.iterdir()} - {".incoming", ".lock"} == {"fraud"}
+    assert w.view.versions("fraud") == {1}
 
 
 def test_links_within_the_repository_are_followed(w: World) -> None:
@@ -457,11 +534,9 @@ def test_a_watcher_that_is_killed_between_any_two_steps_leaves_what_the_next_one
                 patch.setattr(name, step(getattr(__import__(module), function)))
             patch.setattr(w.control, "load", step(w.control.load))
             for change in changes():
-                with monkeypatch.context() as still:
-                    still.undo()
-                    held, count = count, -10_000  # what a person does is not killed here
-                    change()
-                    count = held
+                held, count = count, -10_000  # what a person does is not killed here
+                change()
+                count = held
                 for _ in range(8):
                     try:
                         w.turn()
