@@ -1,5 +1,6 @@
 """Tells a running Triton to load a model's versions, asks which are loaded, and asks a version for answers."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
 
@@ -17,6 +18,7 @@ except ImportError:
 
 _BUSY = str(grpc.StatusCode.DEADLINE_EXCEEDED)
 _AWAY = {str(grpc.StatusCode.UNAVAILABLE), str(grpc.StatusCode.CANCELLED)}
+_OWN = re.compile(r"(?:ServingError|TensorFlowError): (.*?)(?: At: .*)?$")
 LOAD_SECONDS = 600.0
 """What a version may take to load."""
 
@@ -63,7 +65,7 @@ class TritonControl:
         try:
             index = self._client.get_model_repository_index(client_timeout=10)
         except InferenceServerException as error:
-            raise self._failed(error, "no list of models") from None
+            raise self._failed(error, "it does not answer") from None
         return {
             (item.name, item.version): f"{item.state}: {item.reason}" if item.reason else item.state
             for item in index.models
@@ -133,5 +135,9 @@ class TritonControl:
 
     def _failed(self, error: Any, what: str) -> ServingError:
         status = error.status()
+        message = " ".join(error.message().split())
         kind = ServerBusy if status == _BUSY else ServerAway if status in _AWAY else ServingError
-        return kind(f"{self._address}: {what}: {' '.join(error.message().split())}")
+        if "failed to poll from model repository" in message:
+            kind, message = ServerBusy, "its model repository is another folder than the one that is filled here"
+        own = _OWN.search(message)  # what our backend says, without Triton's words and Python's frames around it
+        return kind(f"{self._address}: {what}: {own[1] if own else message}")

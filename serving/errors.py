@@ -10,4 +10,4 @@ class ServerAway(ServingError):
 
 
 class ServerBusy(ServerAway):
-    """The model server has not answered in time; it may still be at work."""
+    """The model server has not done what it was asked, and no version is to blame: it is slow, or reads elsewhere."""

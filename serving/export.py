@@ -23,7 +23,7 @@ from serving.golden import Golden, ask_golden, golden_inputs, plain
 from serving.manifest import DataEntry, Manifest, histogram, write_manifest
 from serving.modelconfig import DEFAULT as DEFAULT_CONFIG
 from serving.modelconfig import FILE as CONFIG
-from serving.publish import publish
+from serving.publish import check_name, publish
 from serving.runtime import SavedModelRunner
 from serving.savedmodel import DEFAULT_SIGNATURE, Signature, read_signature
 
@@ -38,6 +38,7 @@ def export(
     name: str,
     *,
     golden: Rows,
+    inputs: Sequence[str] | None = None,
     outputs: Sequence[str] | None = None,
     method: str | None = None,
     training: Mapping[str, npt.ArrayLike] | None = None,
@@ -55,7 +56,9 @@ def export(
         repository: of models; made if need be.
         name: the model's name in it.
         golden: a few rows, such as the first of the held-out ones.
-        outputs: names of a Keras model's outputs; its own where none are given.
+        inputs: names of a Keras model's inputs, in its order; where none are given, those that its `Input` layers were
+            given, else `input`, or `input_0`, `input_1` …
+        outputs: names of a Keras model's outputs; `output`, or `output_0`, `output_1` … where none are given.
         method: of a `tf.Module`: the `tf.function` to serve, which has an input signature.
         training: feature -> its values in training, for the drift reference.
         quality: metric on held-out data -> value.
@@ -73,21 +76,22 @@ def export(
             the contract of the version before.
     """
     with tempfile.TemporaryDirectory(prefix="headrace-export-") as folder:
+        check_name(name)
         place = Path(folder) / "version"
         saved = place / "model.savedmodel"
-        answer = _save(model, saved, outputs, method)
+        answer = _save(model, saved, inputs, outputs, method)
         signature = read_signature(saved)
         asked = _by_name(golden, signature)
         runner = SavedModelRunner(saved, signature)
         try:
-            inputs = golden_inputs(Golden(inputs=asked, outputs={}), signature)
-            found = answer(inputs) if answer else runner.run(inputs)
+            rows = golden_inputs(Golden(inputs=asked, outputs={}), signature)
+            found = answer(rows) if answer else runner.run(rows)
             kept = Golden(tolerance=tolerance, inputs=asked, outputs={name: plain(a) for name, a in found.items()})
             ask_golden(kept, signature, runner.run)
         finally:
             runner.close()
         (place / GOLDEN).write_text(kept.model_dump_json(indent=1) + "\n")
-        _write_warm_up(saved, name, inputs)
+        _write_warm_up(saved, name, rows)
         described = {
             "model": name,
             "version": version or 1,
@@ -103,7 +107,7 @@ def export(
 
 
 def _save(
-    model: Any, folder: Path, outputs: Sequence[str] | None, method: str | None
+    model: Any, folder: Path, inputs: Sequence[str] | None, outputs: Sequence[str] | None, method: str | None
 ) -> Callable[[Mapping[str, Any]], Any] | None:
     """Write the SavedModel; how the model in training answers, where it can be asked."""
     if isinstance(model, str | Path):
@@ -116,7 +120,7 @@ def _save(
     if hasattr(model, "inputs") and hasattr(model, "outputs"):
         from keras.export import ExportArchive
 
-        function = _keras_function(tf, model, outputs)
+        function = _keras_function(tf, model, inputs, outputs)
         archive = ExportArchive()
         archive.track(model)
         archive.add_endpoint(DEFAULT_SIGNATURE, function)
@@ -125,16 +129,21 @@ def _save(
         function = getattr(model, method or "", None)
         if getattr(function, "input_signature", None) is None:
             raise ServingError(
-                f"method: {method!r} is no tf.function of the module with an input signature that names each input"
+                f"method={method!r} is no tf.function of the module with an input signature that names each input"
             )
         tf.saved_model.save(model, str(folder), signatures={DEFAULT_SIGNATURE: function})
+    elif hasattr(model, "layers"):
+        raise ServingError("the Keras model has not been built: begin it with keras.Input(shape, name=NAME)")
     else:
         raise ServingError(f"{type(model).__name__} cannot be exported: a Keras model, a tf.Module or a folder can")
     arguments = [name for name in inspect.signature(function.python_function).parameters if name != "self"]
     names = [spec.name or name for spec, name in zip_longest(function.input_signature, arguments)]
 
     def answer(inputs: Mapping[str, Any]) -> Any:
-        found = function(*(tf.constant(inputs[name]) for name in names if name in inputs))
+        try:
+            found = function(*(tf.constant(inputs[name]) for name in names if name in inputs))
+        except (TypeError, ValueError, tf.errors.OpError) as error:
+            raise ServingError(f"the model does not answer the golden requests: {error}") from None
         if not isinstance(found, Mapping):
             raise ServingError("the function must return a dict of outputs, so that each has a name")
         return {key: tensor.numpy() for key, tensor in found.items()}
@@ -142,19 +151,29 @@ def _save(
     return answer
 
 
-def _keras_function(tf: Any, model: Any, outputs: Sequence[str] | None) -> Any:
-    """A function with the names of the model's inputs and outputs."""
-    names = list(outputs or model.output_names)
-    if len(names) != len(model.outputs):
-        raise ServingError(f"the model has {len(model.outputs)} outputs, and outputs names {len(names)}")
-    specs = [tf.TensorSpec((None, *tensor.shape[1:]), tensor.dtype, tensor.name) for tensor in model.inputs]
+def _keras_function(tf: Any, model: Any, inputs: Sequence[str] | None, outputs: Sequence[str] | None) -> Any:
+    """A function with names that do not depend on what else the process has made."""
+    given = [None if tensor.name.startswith("keras_tensor") else tensor.name for tensor in model.inputs]
+    takes = _names("input", inputs, given)
+    gives = _names("output", outputs, [None] * len(model.outputs))
+    specs = [
+        tf.TensorSpec((None, *tensor.shape[1:]), tensor.dtype, name)
+        for tensor, name in zip(model.inputs, takes, strict=True)
+    ]
 
     def function(*tensors: Any) -> Any:
         found = model(tensors[0] if len(tensors) == 1 else list(tensors), training=False)
-        listed = tf.nest.flatten(found)
-        return dict(zip(names, listed, strict=True))
+        return dict(zip(gives, tf.nest.flatten(found), strict=True))
 
     return tf.function(function, input_signature=specs)
+
+
+def _names(kind: str, asked: Sequence[str] | None, given: Sequence[str | None]) -> list[str]:
+    if asked is None:
+        return [name or (f"{kind}_{place}" if len(given) > 1 else kind) for place, name in enumerate(given)]
+    if len(asked) != len(given):
+        raise ServingError(f"the model has {len(given)} {kind}s, and {kind}s= names {len(asked)}")
+    return list(asked)
 
 
 def _by_name(rows: Rows, signature: Signature) -> dict[str, list[Any]]:

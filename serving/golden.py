@@ -110,6 +110,11 @@ def _array(tensor: Tensor, inputs: dict[str, list[Any]]) -> npt.NDArray[Any]:
         raise ServingError(f"golden requests: nothing for the input {tensor.name!r}")
     try:
         array = np.asarray(inputs[tensor.name], dtype=DATA_TYPES[tensor.number].numpy)
+        shape = tensor.shape if array.ndim == len(tensor.shape) else (*tensor.shape, 1)
+        if array.ndim != len(shape) or any(
+            size not in (-1, found) for size, found in zip(shape, array.shape, strict=True)
+        ):
+            raise ValueError(f"shape {list(array.shape)} where {list(tensor.shape)} is expected")  # noqa: TRY301
         if tensor.number == STRING and not all(isinstance(value, str) for value in array.ravel().tolist()):
             raise ValueError("texts are expected, in rows of one length")  # noqa: TRY301
         return array

@@ -43,8 +43,7 @@ def publish(
     name = model if model is not None else manifest.model if manifest else None
     if name is None:
         raise ServingError(f"{source}: no manifest.json that names its model; name it with --model")
-    if not name or "/" in name or name.startswith("."):
-        raise ServingError(f"{name!r} cannot be a model's name: it becomes a folder's")
+    check_name(name)
     if version is not None and not VERSION.fullmatch(str(version)):
         raise ServingError(f"{version} cannot be a version: it takes a number from 1 that fits into 64 bits")
     folder = repository / name
@@ -89,6 +88,16 @@ def publish(
         shutil.rmtree(aside, ignore_errors=True)
 
 
+def check_name(model: str) -> None:
+    """Pass, where this can be a model's name.
+
+    Raises:
+        ServingError: it cannot.
+    """
+    if not model or "/" in model or model.startswith("."):
+        raise ServingError(f"{model!r} cannot be a model's name: it becomes a folder's")
+
+
 def _check_contract(source: Path, model: Path, signature: str) -> None:
     """Against the version that serves, or would."""
     newest = next(serving_order(model), None)
@@ -99,7 +108,7 @@ def _check_contract(source: Path, model: Path, signature: str) -> None:
     if problem:
         raise ServingError(
             f"{source}: not what version {newest} of {model.name!r} is asked for: {problem}; "
-            "if the pipelines are ready for that, say --new-contract"
+            "if the pipelines are ready for that, say --new-contract, in Python new_contract=True"
         )
 
 

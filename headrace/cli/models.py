@@ -1,6 +1,7 @@
 """models: what a repository holds, what serves, and putting versions in and taking them back."""
 
 import json
+import sys
 import threading
 import time
 from enum import StrEnum
@@ -13,6 +14,7 @@ import typer
 from bridge.config.types import parse_duration
 from headrace.cli.output import JsonOption, print_json, print_table, size_text
 from headrace.cli.signals import until_stopped
+from serving.completeness import NO_VERSION, misnamed
 from serving.errors import ServingError
 from serving.marks import Mark, pin, pinned, restore, withdraw, withdrawn
 from serving.repository import Version, models, numbers, serving_order, size_of, versions
@@ -41,7 +43,13 @@ def list_models(repository: RepositoryArgument, server: ServerOption = None, as_
     states = _states(server)
     found = list(versions(repository))
     pins = {model.name: pinned(model) for model in models(repository)}
-    state = {version.folder: _state(version, states, pins[version.model]) for version in found}
+    serving: dict[str, int] = {}
+    for (model, number), told in states.items():
+        if told == "READY":
+            serving[model] = max(int(number), serving.get(model, 0))
+    state = {
+        version.folder: _state(version, states, pins[version.model], serving.get(version.model)) for version in found
+    }
     if as_json:
         print_json(
             [
@@ -75,6 +83,7 @@ def list_models(repository: RepositoryArgument, server: ServerOption = None, as_
         for version in found
     ]
     print_table(str(repository), columns, rows)
+    _tell_misnamed(repository)
 
 
 @app.command()
@@ -86,6 +95,7 @@ def verify(repository: RepositoryArgument, as_json: JsonOption = False) -> None:
     else:
         for version in found:
             print("\n".join(version.problems) or f"{version.folder}: {_files(version)}")
+        _tell_misnamed(repository)
     if any(version.problems for version in found):
         raise typer.Exit(1)
 
@@ -140,7 +150,8 @@ def restore_command(
     """Let a version serve again that was taken back or refused."""
     folder = _model(repository, model)
     if version not in withdrawn(folder):
-        raise ServingError(f"{folder}: version {version} is not withdrawn")
+        there = ", ".join(map(str, sorted(withdrawn(folder)))) or "none is"
+        raise ServingError(f"{folder}: version {version} is not withdrawn; {there}")
     restore(folder, version)
     print(f"{model}: {version} may serve again")
     if server is not None:
@@ -193,7 +204,9 @@ def prune(
                 shutil.rmtree(aside)
             restore(version.parent, int(version.name))
         print(f"{version}: {size_text(size)}{' removed' if yes else ''}")
-    if not yes and gone:
+    if not gone:
+        print("nothing to remove")
+    elif not yes:
         print("nothing is removed yet; --yes removes them")
 
 
@@ -205,7 +218,8 @@ def diff(repository: RepositoryArgument, model: ModelArgument, old: int, new: in
     folder = _model(repository, model)
     for number in (old, new):
         if number not in numbers(folder):
-            raise ServingError(f"{folder}: no version {number}")
+            there = ", ".join(map(str, sorted(numbers(folder)))) or "none"
+            raise ServingError(f"{folder}: no version {number}; there are {there}")
     found = compare(folder / str(old), folder / str(new))
     if as_json:
         print_json(found)
@@ -274,6 +288,12 @@ def watch(
     watching.close()
 
 
+def _tell_misnamed(repository: Path) -> None:
+    for model in models(repository):
+        for name in misnamed(model):
+            print(f"{model / name}: {NO_VERSION}", file=sys.stderr)
+
+
 def _states(server: str | None) -> dict[tuple[str, str], str]:
     if server is None:
         return {}
@@ -286,11 +306,12 @@ def _states(server: str | None) -> dict[tuple[str, str], str]:
         control.close()
 
 
-def _state(version: Version, states: dict[tuple[str, str], str], pin: int | None) -> str:
+def _state(version: Version, states: dict[tuple[str, str], str], pin: int | None, serving: int | None) -> str:
     """What becomes of it; with a server, what that says."""
     told = states.get((version.model, str(version.number)))
-    parts = [told] if told else []
+    parts = [f"{told}, serves" if version.number == serving else told] if told else []
     if version.mark is not None:
+        parts = [part for part in parts if version.number == serving]
         parts.append(f"{'withdrawn' if version.mark.by == 'rollback' else 'refused'}: {version.mark.reason}")
     if pin == version.number:
         parts.append("pinned")

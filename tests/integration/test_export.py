@@ -35,6 +35,11 @@ export(model, repository, "churn", golden=x[:8], outputs=["score"], quality={"au
 user, item = keras.Input((1,), name="user"), keras.Input((2,), name="item")
 both = keras.Model([user, item], [keras.layers.Dense(1, name="rating")(keras.layers.Concatenate()([user, item])),
                                   keras.layers.Dense(2, name="parts")(item)])
+plain = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+for _ in range(2):
+    export(plain, repository, "plain", golden=x[:8])
+    plain = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+
 export(both, repository, "rating", golden={"user": x[:4, :1], "item": x[:4, 1:]})
 
 class Texts(tf.Module):
@@ -51,6 +56,9 @@ for bad in (lambda: export(object(), repository, "bad", golden=x),
             lambda: export(both, repository, "bad", golden=x[:2]),
             lambda: export(model, repository, "bad", golden=x[:2], outputs=["a", "b"]),
             lambda: export(texts, repository, "bad", golden=x[:2]),
+            lambda: export(keras.Sequential([keras.layers.Dense(1)]), repository, "bad", golden=x[:2]),
+            lambda: export(model, repository, "bad", golden=x[:2, :2]),
+            lambda: export(model, repository, "a/b", golden=x[:2]),
             lambda: export(both, repository, "churn", golden={"user": x[:4, :1], "item": x[:4, 1:]})):
     try:
         bad()
@@ -79,7 +87,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
 def test_every_kind_of_model_becomes_a_whole_version_with_names(exported: tuple[Path, dict[str, object]]) -> None:
     repository, _ = exported
     signatures = {}
-    for name in ("churn", "rating", "texts"):
+    for name in ("churn", "plain", "rating", "texts"):
         version = repository / name / "1"
         assert verify(version) == []
         golden = read_golden(version)
@@ -90,7 +98,8 @@ def test_every_kind_of_model_becomes_a_whole_version_with_names(exported: tuple[
         assert "instance_group" in (repository / name / "config.pbtxt").read_text()
     assert signatures == {
         "churn": [["features FP32[-1, 3]"], ["score FP32[-1, 1]"]],
-        "rating": [["item FP32[-1, 2]", "user FP32[-1, 1]"], ["parts FP32[-1, 2]", "rating FP32[-1, 1]"]],
+        "plain": [["input FP32[-1, 3]"], ["output FP32[-1, 1]"]],
+        "rating": [["item FP32[-1, 2]", "user FP32[-1, 1]"], ["output_0 FP32[-1, 1]", "output_1 FP32[-1, 2]"]],
         "texts": [["place INT64[-1]", "text BYTES[-1]"], ["number INT64[-1]", "upper BYTES[-1]"]],
     }
 
@@ -114,15 +123,19 @@ def test_tensorflow_serving_finds_its_own_warm_up_requests(exported: tuple[Path,
 
 def test_a_mistake_is_one_sentence_and_nothing_is_published(exported: tuple[Path, dict[str, object]]) -> None:
     repository, found = exported
-    assert found["failures"][:4] == [
+    assert found["failures"][:5] == [
         "object cannot be exported: a Keras model, a tf.Module or a folder can",
         "golden: the model has the inputs item, user; give a mapping of each to its rows",
-        "the model has 1 outputs, and outputs names 2",
-        "method: None is no tf.function of the module with an input signature that names each input",
+        "the model has 1 outputs, and outputs= names 2",
+        "method=None is no tf.function of the module with an input signature that names each input",
+        "the Keras model has not been built: begin it with keras.Input(shape, name=NAME)",
     ]
+    assert found["failures"][5] == "golden requests: input 'features': shape [2, 2] where [-1, 3] is expected"
+    assert found["failures"][6] == "'a/b' cannot be a model's name: it becomes a folder's"
+    assert not (repository / "a").exists()
     assert (
         "not what version 1 of 'churn' is asked for: its inputs are item, user in place of features"
-        in (found["failures"][4])
+        in (found["failures"][-1])
     )
     assert not (repository / "bad").exists()
 

@@ -115,7 +115,8 @@ def test_a_version_that_is_wrong_is_refused_and_the_one_before_serves_on(
 def test_a_version_that_answers_its_golden_requests_with_nan_is_refused(served: Served, bad: Path) -> None:
     shutil.copy2(FRAUD / "1" / GOLDEN, bad / "nan")
     reason = refused(served, served.drop(bad / "nan"))
-    assert "golden requests: output 'score': value 0 is nan" in reason
+    assert ": model 'fraud' cannot be loaded: golden requests: output 'score': value 0 is nan where " in reason
+    assert "At: " not in reason
 
 
 def test_a_version_that_kills_its_process_while_it_loads_is_refused(served: Served, bad: Path) -> None:
@@ -148,7 +149,7 @@ def test_a_version_is_published_rolled_back_restored_and_pinned(served: Served) 
     listed = json.loads(headrace("models", "list", repository, *at, "--json").stdout)
     state = {row["version"]: row["state"] for row in listed}
     assert "withdrawn: worse than before" in state[new]
-    assert state[before] == "READY"
+    assert state[before] == "READY, serves"
 
     done = headrace("models", "restore", repository, "fraud", str(new), *at)
     assert (done.returncode, max(served.ready)) == (0, new), done.stderr
@@ -188,9 +189,9 @@ def test_versions_are_compared_verified_and_pruned(tmp_path: Path) -> None:
         (["list", "/none"], "/none: no such model repository; a repository is a folder of models"),
         (["rollback", "{r}", "churn"], "no model 'churn'; there are fraud, maintenance, personalization"),
         (["pin", "{r}", "fraud", "9"], "no version 9; there are 1, 2"),
-        (["diff", "{r}", "fraud", "1", "9"], "no version 9"),
-        (["restore", "{r}", "fraud", "1"], "version 1 is not withdrawn"),
-        (["list", "{r}", "--server", "127.0.0.1:9"], "127.0.0.1:9: no list of models: "),
+        (["diff", "{r}", "fraud", "1", "9"], "no version 9; there are 1, 2"),
+        (["restore", "{r}", "fraud", "1"], "version 1 is not withdrawn; none is"),
+        (["list", "{r}", "--server", "127.0.0.1:9"], "127.0.0.1:9: it does not answer: "),
     ],
 )
 def test_a_mistake_is_one_sentence(arguments: list[str], sentence: str) -> None:

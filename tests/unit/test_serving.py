@@ -13,7 +13,7 @@ from serving.joining import run_joined
 from serving.manifest import read_manifest, verify
 from serving.quality import rmse, roc_auc
 from serving.repository import versions
-from serving.savedmodel import read_signature, saved_model_folder
+from serving.savedmodel import Signature, Tensor, breaks, read_signature, saved_model_folder
 from serving.triton import models_of
 
 REPOSITORY = Path(__file__).parents[2] / "model_repository"
@@ -37,6 +37,21 @@ def test_what_is_no_saved_model_is_one_sentence(tmp_path: Path) -> None:
         (tmp_path / "saved_model.pb").write_bytes(part)
         with pytest.raises(ServingError, match="copied in part|no graph"):
             read_signature(tmp_path)
+
+
+def test_a_contract_is_broken_by_what_those_who_ask_would_miss() -> None:
+    def tensor(name: str, datatype: str = "FP32", number: int = 1) -> Tensor:
+        return Tensor(name, datatype, (-1,), f"{name}:0", number)
+
+    before = Signature("s", (tensor("x"),), (tensor("y"), tensor("z")))
+    assert breaks(before, before) is None
+    assert breaks(before, Signature("t", (tensor("x"),), (tensor("more"), tensor("y"), tensor("z")))) is None
+    assert breaks(before, Signature("s", (tensor("x"),), (tensor("y"),))) == "it has no output z"
+    assert breaks(before, Signature("s", (tensor("u"), tensor("x")), before.outputs)) == (
+        "its inputs are u, x in place of x"
+    )
+    other = Signature("s", (tensor("x", "FP64", 2),), before.outputs)
+    assert breaks(before, other) == "x FP64[-1] in place of x FP32[-1]"
 
 
 def test_every_committed_version_is_what_its_manifest_says() -> None:

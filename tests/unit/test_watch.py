@@ -186,7 +186,7 @@ def test_what_another_watcher_could_not_load_serves_on_where_it_serves(w: World)
     for number in (1, 2):
         w.drop(number, manifest=True)
     w.turns()
-    withdraw(w.model, 2, Mark(by="watcher", reason="no memory there", at=0.0, fingerprint="any"))
+    withdraw(w.model, 2, Mark(by="watcher", reason="no memory there", at=0.0))
     w.turns()
     assert w.serving == {1, 2}
     withdraw(w.model, 2, Mark(by="rollback", reason="worse", at=0.0))
@@ -330,9 +330,14 @@ def test_a_version_under_which_the_server_dies_is_refused_at_the_second_time(w: 
     w.turns(3)
     w.control.kills.add(("fraud", 2))
     w.drop(2, manifest=True)
+    w.turns(3)
+    assert not w.control.available
+    assert w.told("refused") == []  # it may have been something else
     for _ in range(6):
-        w.turns(3)
         w.control.available = True
+        w.turns(3)
+    w.control.available = True
+    w.turns(3)
     assert w.serving == {1}
     assert ["went away 2 times" in event.reason for event in w.told("refused")] == [True]
 
@@ -491,6 +496,34 @@ def test_a_repository_that_cannot_be_written_to_is_watched_all_the_same(
     assert w.serving == {1}
     assert len(w.told("refused")) == 1
     assert withdrawn(w.model) == {}
+
+
+def test_what_changes_while_it_is_copied_is_not_taken(w: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    w.drop(1, manifest=True)
+    w.turns(3)
+    folder = w.drop(2, 2)
+    copy, late = shutil.copytree, [1, 2]
+
+    def copied(source: Any, target: Any, *rest: Any, **options: Any) -> Any:
+        made = copy(source, target, *rest, **options)
+        if late and Path(source) == folder:
+            (folder / f"more-{late.pop()}").write_text("")
+        return made
+
+    monkeypatch.setattr(serving.view.shutil, "copytree", copied)
+    w.turns(40)
+    assert (w.serving, late) == ({1, 2}, [])
+    assert {path.name for path in (w.root / "fraud" / "2").glob("more-*")} == {"more-1", "more-2"}
+
+
+def test_a_configuration_that_is_refused_leaves_the_one_before_as_it_was(w: World) -> None:
+    with w.view.configured("m", "first"):
+        pass
+    before = (w.root / "m" / "config.pbtxt").stat().st_mtime_ns
+    with pytest.raises(ServingError), w.view.configured("m", "second"):
+        raise ServingError("refused")
+    path = w.root / "m" / "config.pbtxt"
+    assert (path.read_text(), path.stat().st_mtime_ns) == ("first", before)
 
 
 class Killed(BaseException):
