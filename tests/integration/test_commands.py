@@ -203,7 +203,7 @@ def test_models_are_listed(models: Path, triton: TritonRig, tmp_path: Path) -> N
         assert done.stdout.count(name) >= 2
     assert done.stdout.count("as in the manifest") == 6
     rows = json.loads(headrace("models", "list", "--json", "--server", triton.address, str(models)).stdout)
-    assert {row["state"] for row in rows} == {"READY"}
+    assert {row["state"] for row in rows} == {"READY, serves"}
     assert headrace("models", "list", str(tmp_path / "none")).returncode == 1
     assert headrace("models", "list", "--server", "127.0.0.1:1", str(models)).returncode == 1
 
