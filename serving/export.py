@@ -9,6 +9,7 @@ import inspect
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -92,16 +93,18 @@ def export(
             runner.close()
         (place / GOLDEN).write_text(kept.model_dump_json(indent=1) + "\n")
         _write_warm_up(saved, name, rows)
-        described = {
-            "model": name,
-            "version": version or 1,
-            "description": description,
-            "data": data,
-            "quality": quality,
-            "drift_reference": {key: histogram(np.asarray(values)) for key, values in (training or {}).items()},
-        }
-        (place / CARD).write_text(_card(write_manifest(place, **described)))  # type: ignore[arg-type]
-        write_manifest(place, **described)  # type: ignore[arg-type]  # now with the card among its files
+        describe = partial(
+            write_manifest,
+            place,
+            model=name,
+            version=version or 1,
+            description=description,
+            data=data,
+            quality=quality,
+            drift_reference={key: histogram(np.asarray(values)) for key, values in (training or {}).items()},
+        )
+        (place / CARD).write_text(_card(describe()))
+        describe()  # once more, with the card among its files
         _configure(Path(repository) / name)
         return publish(place, Path(repository), name, version, new_contract)
 
