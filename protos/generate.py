@@ -15,6 +15,7 @@ TARGETS = [
     ("tensorflow_serving.proto", BRIDGE),
     ("tensorflow_serving.proto", SERVING),  # neither imports the other
     ("saved_model.proto", SERVING),
+    ("onnx.proto", SERVING),
 ]
 
 

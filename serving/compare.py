@@ -6,12 +6,11 @@ from typing import Any
 import numpy as np
 
 from serving.errors import ServingError
+from serving.formats import load, read_signature
 from serving.golden import golden_inputs, plain, read_golden
 from serving.manifest import read_manifest
 from serving.modelconfig import read_config
 from serving.repository import size_of
-from serving.runtime import SavedModelRunner
-from serving.savedmodel import Signature, read_signature, saved_model_folder
 
 Sides = tuple[Any, Any]
 
@@ -24,7 +23,7 @@ def compare(old: Path, new: Path) -> dict[str, Sides]:
     """
     sides = (old, new)
     name = read_config(old.parent).signature
-    signatures = [read_signature(saved_model_folder(version), name) for version in sides]
+    signatures = [read_signature(version, name) for version in sides]
     manifests = [read_manifest(version) for version in sides]
     found: dict[str, Sides] = {
         "inputs": _pair([", ".join(map(str, signature.inputs)) for signature in signatures]),
@@ -36,17 +35,17 @@ def compare(old: Path, new: Path) -> dict[str, Sides]:
         found[metric] = _pair([quality.get(metric) for quality in qualities])
     golden = read_golden(old)
     if golden is not None:
-        answers = [_answers(version, signature, golden) for version, signature in zip(sides, signatures, strict=True)]
+        answers = [_answers(version, name, golden) for version in sides]
         for output in golden.outputs:
             found[f"{output}, golden requests"] = _pair([answer.get(output) for answer in answers])
             found[f"{output}, largest difference"] = ("", _difference(answers, output))
     return found
 
 
-def _answers(version: Path, signature: Signature, golden: Any) -> dict[str, Any]:
-    runner = SavedModelRunner(saved_model_folder(version), signature)
+def _answers(version: Path, signature: str, golden: Any) -> dict[str, Any]:
+    runner = load(version, signature)
     try:
-        return {name: plain(array) for name, array in runner.run(golden_inputs(golden, signature)).items()}
+        return {name: plain(array) for name, array in runner.run(golden_inputs(golden, runner.signature)).items()}
     except ServingError as error:
         return dict.fromkeys(golden.outputs, str(error))
     finally:

@@ -7,14 +7,14 @@ import stat
 from pathlib import Path
 
 from serving.errors import ServingError
+from serving.formats import stored_model
 from serving.golden import read_golden
 from serving.manifest import read_manifest, verify
-from serving.savedmodel import DEFAULT_SIGNATURE, read_signature, saved_model_folder
+from serving.signature import DEFAULT_SIGNATURE
 
 VERSION = re.compile(r"[1-9][0-9]{0,17}")
 """A version's name: a number from 1, without leading zeros, that fits into 64 bits."""
 NO_VERSION = "no version; a version is called by a number from 1, without leading zeros"
-_SHARD = re.compile(r"variables\.data-(\d{5})-of-(\d{5})")
 
 
 def misnamed(model: Path) -> list[str]:
@@ -64,14 +64,14 @@ def check(folder: Path, within: Path, signature: str = DEFAULT_SIGNATURE) -> Non
             raise ServingError(f"{path}: neither a file nor a folder")
         if not os.access(path, os.R_OK):
             raise ServingError(f"{path}: cannot be read: permission denied")
-    model = saved_model_folder(folder)
+    model = stored_model(folder)
     if read_manifest(folder) is None:
-        _check_shards(model / "variables")
+        model.check_files()
     else:
         problems = verify(folder)
         if problems:
             raise ServingError("; ".join(problems))
-    read_signature(model, signature)
+    model.signature(signature)
     read_golden(folder)
 
 
@@ -93,9 +93,3 @@ def _inside(link: Path, home: Path) -> bool:
         return link.resolve(strict=True).is_relative_to(home)
     except OSError:
         return False
-
-
-def _check_shards(variables: Path) -> None:
-    shards = [found for path in sorted(variables.glob("*.data-*")) if (found := _SHARD.fullmatch(path.name))]
-    if (variables / "variables.index").is_file() and len(shards) != (int(shards[0][2]) if shards else 1):
-        raise ServingError(f"{variables}: {len(shards)} of its data files are here; it has been copied in part")

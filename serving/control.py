@@ -7,8 +7,8 @@ from typing import Any
 import grpc
 import numpy as np
 
+from serving.arrays import Arrays
 from serving.errors import ServerAway, ServerBusy, ServingError
-from serving.joining import Arrays
 
 try:
     import tritonclient.grpc as triton
@@ -18,7 +18,7 @@ except ImportError:
 
 _BUSY = str(grpc.StatusCode.DEADLINE_EXCEEDED)
 _AWAY = {str(grpc.StatusCode.UNAVAILABLE), str(grpc.StatusCode.CANCELLED)}
-_OWN = re.compile(r"(?:ServingError|TensorFlowError): (.*?)(?: At: .*)?$")
+_OWN = re.compile(r"(?:ServingError|ModelError): (.*?)(?: At: .*)?$")
 LOAD_SECONDS = 600.0
 """What a version may take to load."""
 

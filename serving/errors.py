@@ -11,3 +11,15 @@ class ServerAway(ServingError):
 
 class ServerBusy(ServerAway):
     """The model server has not done what it was asked, and no version is to blame: it is slow, or reads elsewhere."""
+
+
+class ModelError(ServingError):
+    """A model refuses what it is asked, or fails; the sentence is that of what runs it.
+
+    Attributes:
+        code: the status, such as INVALID_ARGUMENT.
+    """
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code

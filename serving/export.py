@@ -1,6 +1,7 @@
-"""From a training script into a repository: a Keras model, a `tf.Module` or a SavedModel, and all that serving needs.
+"""From a training script into a repository: a Keras model, a `tf.Module`, a SavedModel or an ONNX
+model, and all that serving needs.
 
-Beside the SavedModel it writes golden requests with the answers of the model in training, TensorFlow Serving's own
+Beside the model it writes golden requests with the answers of the model in training, TensorFlow Serving's own
 warm-up requests, a manifest with quality and drift reference, and a card for people. Before the version is published it
 is run by what will serve it, and must give the same answers.
 """
@@ -19,14 +20,16 @@ import numpy.typing as npt
 
 from serving._pb import tensorflow_serving_pb2 as pb
 from serving.errors import ServingError
+from serving.formats import load, stored_model
+from serving.formats.onnx import OnnxModel
+from serving.formats.savedmodel import SavedModel
 from serving.golden import FILE as GOLDEN
 from serving.golden import Golden, ask_golden, golden_inputs, plain
 from serving.manifest import DataEntry, Manifest, histogram, write_manifest
 from serving.modelconfig import DEFAULT as DEFAULT_CONFIG
 from serving.modelconfig import FILE as CONFIG
 from serving.publish import check_name, publish
-from serving.runtime import SavedModelRunner
-from serving.savedmodel import DEFAULT_SIGNATURE, Signature, read_signature
+from serving.signature import DEFAULT_SIGNATURE, Signature
 
 CARD = "card.md"
 Rows = Mapping[str, npt.ArrayLike] | npt.ArrayLike
@@ -53,7 +56,8 @@ def export(
     """Publish a trained model as a new version.
 
     Args:
-        model: a Keras model; a `tf.Module`; or a SavedModel's folder.
+        model: a Keras model; a `tf.Module`; a SavedModel's folder; or an ONNX model's file, which PyTorch writes with
+            `torch.onnx.export`.
         repository: of models; made if need be.
         name: the model's name in it.
         golden: a few rows, such as the first of the held-out ones.
@@ -79,12 +83,11 @@ def export(
     with tempfile.TemporaryDirectory(prefix="headrace-export-") as folder:
         check_name(name)
         place = Path(folder) / "version"
-        saved = place / "model.savedmodel"
-        answer = _save(model, saved, inputs, outputs, method)
-        signature = read_signature(saved)
-        asked = _by_name(golden, signature)
-        runner = SavedModelRunner(saved, signature)
+        answer = _save(model, place, inputs, outputs, method)
+        runner = load(place)
+        signature = runner.signature
         try:
+            asked = _by_name(golden, signature)
             rows = golden_inputs(Golden(inputs=asked, outputs={}), signature)
             found = answer(rows) if answer else runner.run(rows)
             kept = Golden(tolerance=tolerance, inputs=asked, outputs={name: plain(a) for name, a in found.items()})
@@ -92,7 +95,9 @@ def export(
         finally:
             runner.close()
         (place / GOLDEN).write_text(kept.model_dump_json(indent=1) + "\n")
-        _write_warm_up(saved, name, rows)
+        stored = stored_model(place)
+        if stored.platform == SavedModel.platform:
+            _write_warm_up(stored.path, name, rows)
         describe = partial(
             write_manifest,
             place,
@@ -105,18 +110,17 @@ def export(
         )
         (place / CARD).write_text(_card(describe()))
         describe()  # once more, with the card among its files
-        _configure(Path(repository) / name)
+        _configure(Path(repository) / name, stored.platform)
         return publish(place, Path(repository), name, version, new_contract)
 
 
 def _save(
-    model: Any, folder: Path, inputs: Sequence[str] | None, outputs: Sequence[str] | None, method: str | None
+    model: Any, place: Path, inputs: Sequence[str] | None, outputs: Sequence[str] | None, method: str | None
 ) -> Callable[[Mapping[str, Any]], Any] | None:
-    """Write the SavedModel; how the model in training answers, where it can be asked."""
+    """Write the model into a version's folder; how the model in training answers, where it can be asked."""
+    folder = place / "model.savedmodel"
     if isinstance(model, str | Path):
-        if not Path(model).is_dir():
-            raise ServingError(f"{model}: no such folder; a SavedModel is one")
-        shutil.copytree(model, folder)
+        _copy(Path(model), place)
         return None
     import tensorflow as tf
 
@@ -138,7 +142,9 @@ def _save(
     elif hasattr(model, "layers"):
         raise ServingError("the Keras model has not been built: begin it with keras.Input(shape, name=NAME)")
     else:
-        raise ServingError(f"{type(model).__name__} cannot be exported: a Keras model, a tf.Module or a folder can")
+        raise ServingError(
+            f"{type(model).__name__} cannot be exported: a Keras model, a tf.Module, a folder or a file can"
+        )
     arguments = [name for name in inspect.signature(function.python_function).parameters if name != "self"]
     names = [spec.name or name for spec, name in zip_longest(function.input_signature, arguments)]
 
@@ -152,6 +158,21 @@ def _save(
         return {key: tensor.numpy() for key, tensor in found.items()}
 
     return answer
+
+
+def _copy(source: Path, place: Path) -> None:
+    if source.is_dir():
+        shutil.copytree(source, place / "model.savedmodel")
+        return
+    if not source.is_file():
+        raise ServingError(f"{source}: no such file or folder; a SavedModel is a folder, an ONNX model a file")
+    place.mkdir()
+    first, *weights = OnnxModel(source).files()
+    shutil.copyfile(first, place / "model.onnx")
+    for path in weights:
+        target = place / path.relative_to(source.parent)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
 
 
 def _keras_function(tf: Any, model: Any, inputs: Sequence[str] | None, outputs: Sequence[str] | None) -> Any:
@@ -201,12 +222,12 @@ def _write_warm_up(saved: Path, name: str, inputs: Mapping[str, Any]) -> None:
         writer.write(pb.PredictionLog(predict_log=pb.PredictLog(request=request)).SerializeToString())
 
 
-def _configure(model: Path) -> None:
+def _configure(model: Path, platform: str) -> None:
     """The model's configuration, where it has none."""
     try:
         model.mkdir(parents=True, exist_ok=True)
         if not (model / CONFIG).exists():
-            (model / CONFIG).write_text(DEFAULT_CONFIG + "\n")
+            (model / CONFIG).write_text(DEFAULT_CONFIG.format(platform=platform))
     except OSError as error:
         raise ServingError(f"{model}: cannot be written: {error.strerror}") from None
 

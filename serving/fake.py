@@ -3,10 +3,10 @@
 from collections.abc import Callable, Sequence, Set
 from pathlib import Path
 
+from serving.arrays import Arrays
 from serving.completeness import VERSION
 from serving.errors import ServerAway, ServingError
-from serving.joining import Arrays
-from serving.savedmodel import read_signature, saved_model_folder
+from serving.formats import read_signature
 
 
 class FakeControl:
@@ -49,7 +49,7 @@ class FakeControl:
             reason = self.refuses.get((model, version))
             if reason is None:
                 try:
-                    read_signature(saved_model_folder(folder / str(version)))
+                    read_signature(folder / str(version))
                 except ServingError as error:
                     reason = str(error)
             if reason is not None:

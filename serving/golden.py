@@ -8,10 +8,10 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from serving.arrays import Arrays
 from serving.datatypes import DATA_TYPES, STRING
 from serving.errors import ServingError
-from serving.joining import Arrays
-from serving.savedmodel import Signature, Tensor
+from serving.signature import Signature, Tensor
 
 FILE = "golden.json"
 
@@ -109,13 +109,13 @@ def _array(tensor: Tensor, inputs: dict[str, list[Any]]) -> npt.NDArray[Any]:
     if tensor.name not in inputs:
         raise ServingError(f"golden requests: nothing for the input {tensor.name!r}")
     try:
-        array = np.asarray(inputs[tensor.name], dtype=DATA_TYPES[tensor.number].numpy)
+        array = np.asarray(inputs[tensor.name], dtype=DATA_TYPES[tensor.datatype].numpy)
         shape = tensor.shape if array.ndim == len(tensor.shape) else (*tensor.shape, 1)
         if array.ndim != len(shape) or any(
             size not in (-1, found) for size, found in zip(shape, array.shape, strict=True)
         ):
             raise ValueError(f"shape {list(array.shape)} where {list(tensor.shape)} is expected")  # noqa: TRY301
-        if tensor.number == STRING and not all(isinstance(value, str) for value in array.ravel().tolist()):
+        if tensor.datatype == STRING and not all(isinstance(value, str) for value in array.ravel().tolist()):
             raise ValueError("texts are expected, in rows of one length")  # noqa: TRY301
         return array
     except (ValueError, OverflowError, TypeError) as error:

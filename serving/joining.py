@@ -4,13 +4,13 @@ An error of the joined call must not fail a neighbour: then each request of it i
 gets the error.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-Arrays = Mapping[str, npt.NDArray[Any]]
+from serving.arrays import Arrays
+
 Run = Callable[[Arrays], Arrays]
 
 

@@ -1,4 +1,4 @@
-"""What a version says of itself: manifest.json beside the SavedModel, and golden requests with their answers."""
+"""What a version says of itself: manifest.json beside the model, and golden requests with their answers."""
 
 import hashlib
 from collections.abc import Mapping
@@ -10,7 +10,8 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from serving.errors import ServingError
-from serving.savedmodel import DEFAULT_SIGNATURE, Signature, read_signature, saved_model_folder
+from serving.formats import read_signature
+from serving.signature import DEFAULT_SIGNATURE, Signature
 
 FILE = "manifest.json"
 
@@ -146,7 +147,7 @@ def write_manifest(
         model=model,
         version=version,
         description=description,
-        signature=_signature_entry(read_signature(saved_model_folder(folder), signature)),
+        signature=_signature_entry(read_signature(folder, signature)),
         new_contract=new_contract,
         data=data,
         quality={name: round(value, 4) for name, value in (quality or {}).items()},

@@ -6,10 +6,14 @@ from pathlib import Path
 from google.protobuf import text_format
 
 from serving.errors import ServingError
-from serving.savedmodel import DEFAULT_SIGNATURE
+from serving.formats.savedmodel import SavedModel
+from serving.signature import DEFAULT_SIGNATURE
 
 FILE = "config.pbtxt"
-DEFAULT = 'platform: "tensorflow_savedmodel" instance_group { count: 1 kind: KIND_CPU }'
+DEFAULT = """\
+platform: "{platform}"
+instance_group [ {{ count: 1, kind: KIND_CPU }} ]
+"""
 """One process: Triton itself would start two, which load side by side and take the cores from what serves."""
 _KEEP = 2
 
@@ -32,7 +36,7 @@ class ModelConfig:
 
 
 def read_config(model: Path) -> ModelConfig:
-    """The configuration of a model; a SavedModel's defaults where there is no file.
+    """The configuration of a model; the defaults where there is no file.
 
     Raises:
         ServingError: it cannot be read.
@@ -45,7 +49,7 @@ def read_config(model: Path) -> ModelConfig:
     try:
         text = path.read_text()
     except FileNotFoundError:
-        text = DEFAULT
+        text = DEFAULT.format(platform=SavedModel.platform)  # the backend goes by what it finds, whatever its name
     except (OSError, UnicodeDecodeError) as error:
         raise ServingError(f"{path}: cannot be read: {error}") from None
     config = pb.ModelConfig()

@@ -9,11 +9,12 @@ from pathlib import Path
 
 from serving.completeness import VERSION, check
 from serving.errors import ServingError
+from serving.formats import read_signature, stored_model
 from serving.manifest import read_manifest, write_manifest
 from serving.marks import withdrawn
 from serving.modelconfig import read_config
 from serving.repository import numbers, serving_order
-from serving.savedmodel import breaks, read_signature, saved_model_folder
+from serving.signature import breaks
 
 _ASIDE = ".incoming-"
 _OLD = 86_400.0  # seconds
@@ -103,8 +104,8 @@ def _check_contract(source: Path, model: Path, signature: str) -> None:
     newest = next(serving_order(model), None)
     if newest is None:
         return
-    before = read_signature(saved_model_folder(model / str(newest)), signature)
-    problem = breaks(before, read_signature(saved_model_folder(source), signature))
+    before = read_signature(model / str(newest), signature)
+    problem = breaks(before, read_signature(source, signature))
     if problem:
         raise ServingError(
             f"{source}: not what version {newest} of {model.name!r} is asked for: {problem}; "
@@ -114,7 +115,7 @@ def _check_contract(source: Path, model: Path, signature: str) -> None:
 
 def _copy(source: Path, aside: Path) -> None:
     """A version's folder as it is; a SavedModel into one."""
-    inside = saved_model_folder(source) == source
+    inside = stored_model(source).path == source
     shutil.copytree(source, aside / "model.savedmodel" if inside else aside)
     if inside:
         for name in ("manifest.json", "golden.json", "card.md"):

@@ -15,13 +15,13 @@ import numpy as np
 import numpy.typing as npt
 
 from serving._pb import tensorflow_serving_pb2 as pb
+from serving.arrays import Arrays
 from serving.completeness import VERSION
-from serving.datatypes import DATA_TYPES, STRING
+from serving.datatypes import BY_TENSORFLOW, STRING
 from serving.errors import ServerAway, ServerBusy, ServingError
+from serving.formats import read_signature
 from serving.golden import ask_golden, read_golden
-from serving.joining import Arrays
 from serving.modelconfig import read_config
-from serving.savedmodel import read_signature, saved_model_folder
 
 State = tuple[set[int], int | None]
 """The versions of a model, and the stable one."""
@@ -183,7 +183,7 @@ class TensorFlowServingControl:
         golden = read_golden(folder)
         if golden is not None:
             name = read_config(self._root / model).signature
-            signature = read_signature(saved_model_folder(folder), name)
+            signature = read_signature(folder, name)
             ask_golden(golden, signature, lambda inputs: self.ask(model, version, inputs, list(golden.outputs)))
 
     def _call(self, method: str, request: Any) -> Any:
@@ -208,11 +208,11 @@ class _NotFound(ServingError):
 
 def _fill(tensor: pb.Tensor, array: npt.NDArray[Any]) -> None:
     """Write an array into a message."""
-    number = next(n for n, kind in DATA_TYPES.items() if np.dtype(kind.numpy) == array.dtype)
-    tensor.dtype = number
+    kind = next(kind for kind in BY_TENSORFLOW.values() if np.dtype(kind.numpy) == array.dtype)
+    tensor.dtype = kind.tensorflow
     for size in array.shape:
         tensor.tensor_shape.dim.add(size=size)
-    if number == STRING:
+    if kind.name == STRING:
         tensor.string_val.extend(v.encode() if isinstance(v, str) else v for v in array.ravel().tolist())
     else:
         tensor.tensor_content = array.tobytes()
@@ -224,15 +224,15 @@ _FIELDS = ("float_val", "double_val", "int_val", "int64_val", "bool_val", "uint3
 def _array(tensor: pb.Tensor) -> npt.NDArray[Any]:
     """Read one; values that repeat may be left out at the end."""
     shape = tuple(dim.size for dim in tensor.tensor_shape.dim)
-    kind = DATA_TYPES[tensor.dtype].numpy
+    kind = BY_TENSORFLOW[tensor.dtype]
     values: npt.NDArray[Any]
     if tensor.tensor_content:
-        values = np.frombuffer(tensor.tensor_content, kind)
-    elif tensor.dtype == STRING:
+        values = np.frombuffer(tensor.tensor_content, kind.numpy)
+    elif kind.name == STRING:
         values = np.array(list(tensor.string_val), dtype=object)
     elif tensor.half_val:
         values = np.array(list(tensor.half_val), np.uint16).view(np.float16)
     else:
-        values = np.array([v for field in _FIELDS for v in getattr(tensor, field)], dtype=kind)
+        values = np.array([v for field in _FIELDS for v in getattr(tensor, field)], dtype=kind.numpy)
     whole: npt.NDArray[Any] = np.concatenate([values, np.repeat(values[-1:], math.prod(shape) - len(values))])
     return whole.reshape(shape)

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from serving.errors import ServingError
 
-BACKENDS = Path(__file__).parent / "backends"
+BACKEND = Path(__file__).parent / "backend"
+BACKEND_NAMES = ("tensorflow", "onnxruntime")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +87,7 @@ class TritonLaunch:
             return False
 
     def _assemble_backends(self) -> Path:
-        """A folder with Triton's Python backend, the stub of this Python, and our own backends."""
+        """A folder with Triton's Python backend, the stub of this Python, and our own backend under its names."""
         folder = self.home / "backends"
         shutil.rmtree(folder, ignore_errors=True)  # of a server that has been killed, and is started again
         python = folder / "python"
@@ -99,9 +100,8 @@ class TritonLaunch:
             for file in source.iterdir():
                 if file.is_file():
                     shutil.copy2(file, python / file.name)  # Triton refuses links that lead out of the folder
-        for backend in BACKENDS.iterdir():
-            if (backend / "model.py").is_file():
-                shutil.copytree(backend, folder / backend.name)
+        for name in BACKEND_NAMES:
+            shutil.copytree(BACKEND, folder / name)
         return folder
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from serving.completeness import VERSION, check
 from serving.errors import ServingError
-from serving.savedmodel import DEFAULT_SIGNATURE
+from serving.signature import DEFAULT_SIGNATURE
 
 _ASIDE = ".incoming"
 

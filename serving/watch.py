@@ -16,16 +16,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
+from serving.arrays import Arrays
 from serving.completeness import NO_VERSION, check, fingerprint, misnamed
 from serving.errors import ServerAway, ServerBusy, ServingError
+from serving.formats import read_signature
 from serving.golden import ask_golden, read_golden
-from serving.joining import Arrays
 from serving.manifest import FILE as MANIFEST
 from serving.manifest import read_manifest
 from serving.marks import Mark, pinned, restore, withdraw, withdrawn
 from serving.modelconfig import ModelConfig, read_config
 from serving.repository import models, numbers
-from serving.savedmodel import breaks, read_signature, saved_model_folder
+from serving.signature import breaks
 from serving.view import View
 
 _TRIES = 2  # of a version under which the server goes away
@@ -252,13 +253,12 @@ class Watcher:
         return False
 
     def _check_contract(self, model: Path, number: int, config: ModelConfig, loaded: set[int]) -> None:
-        new = read_signature(saved_model_folder(model / str(number)), config.signature)
+        new = read_signature(model / str(number), config.signature)
         manifest = read_manifest(model / str(number))
         if not loaded or number < max(loaded) or (manifest is not None and manifest.new_contract):
             return
         try:
-            served = saved_model_folder(self._view.root / model.name / str(max(loaded)))
-            before = read_signature(served, config.signature)
+            before = read_signature(self._view.root / model.name / str(max(loaded)), config.signature)
         except ServingError as error:
             raise OSError(f"the server's own copy is damaged: {error}") from None  # not the new version's fault
         problem = breaks(before, new)
@@ -332,7 +332,7 @@ class Watcher:
         key = (model.name, number)
         try:
             config = self._configs[model.name]
-            signature = read_signature(saved_model_folder(folder), config.signature)
+            signature = read_signature(folder, config.signature)
             ask_golden(golden, signature, lambda inputs: self._control.ask(*key, inputs, list(golden.outputs)))
         except ServerAway:
             raise

@@ -14,8 +14,8 @@ from headrace.rig.triton import TritonRig
 from serving.control import TritonControl
 from serving.errors import ServerAway, ServingError
 from serving.fake import FakeControl
+from serving.formats import read_signature
 from serving.golden import ask_golden, read_golden
-from serving.savedmodel import read_signature, saved_model_folder
 from serving.tfserving import TensorFlowServingControl
 from serving.view import View
 from serving.watch import Control
@@ -137,7 +137,7 @@ def test_a_scalar_a_row_and_more_rows_than_one_call_takes_are_asked(server: tupl
     made.load("films")
     golden = read_golden(source)
     assert golden is not None
-    signature = read_signature(saved_model_folder(source))
+    signature = read_signature(source)
     ask_golden(golden, signature, lambda inputs: made.ask("films", 2, inputs, list(golden.outputs)))
     made.close()
     view.close()

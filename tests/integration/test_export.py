@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from serving.export import CARD
+from serving.formats import read_signature
 from serving.golden import read_golden
 from serving.manifest import read_manifest, verify
-from serving.savedmodel import read_signature, saved_model_folder
 
 FRAUD = Path(__file__).parents[2] / "model_repository" / "fraud"
 
@@ -92,7 +92,7 @@ def test_every_kind_of_model_becomes_a_whole_version_with_names(exported: tuple[
         assert verify(version) == []
         golden = read_golden(version)
         assert golden is not None
-        signature = read_signature(saved_model_folder(version))
+        signature = read_signature(version)
         signatures[name] = [[str(t) for t in signature.inputs], [str(t) for t in signature.outputs]]
         assert set(golden.outputs) == {t.name for t in signature.outputs}
         assert "instance_group" in (repository / name / "config.pbtxt").read_text()
@@ -124,7 +124,7 @@ def test_tensorflow_serving_finds_its_own_warm_up_requests(exported: tuple[Path,
 def test_a_mistake_is_one_sentence_and_nothing_is_published(exported: tuple[Path, dict[str, object]]) -> None:
     repository, found = exported
     assert found["failures"][:5] == [
-        "object cannot be exported: a Keras model, a tf.Module or a folder can",
+        "object cannot be exported: a Keras model, a tf.Module, a folder or a file can",
         "golden: the model has the inputs item, user; give a mapping of each to its rows",
         "the model has 1 outputs, and outputs= names 2",
         "method=None is no tf.function of the module with an input signature that names each input",

@@ -227,7 +227,7 @@ def test_serve_says_why_nothing_can_be_served(tmp_path: Path) -> None:
     (tmp_path / "fraud" / "1").mkdir(parents=True)
     done = headrace("serve", str(tmp_path), *ports, timeout=60)
     assert done.returncode == 1
-    assert "no SavedModel; expected model.savedmodel/saved_model.pb" in done.stderr.splitlines()[-1]
+    assert "no SavedModel and no ONNX model; expected model.savedmodel/saved_model.pb" in done.stderr.splitlines()[-1]
 
 
 def test_a_watcher_beside_a_triton_is_killed_and_another_goes_on(tmp_path: Path) -> None:

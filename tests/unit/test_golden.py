@@ -8,10 +8,10 @@ import pytest
 
 from serving.errors import ServingError
 from serving.golden import Golden, ask_golden, difference, read_golden
-from serving.savedmodel import Signature, Tensor
+from serving.signature import Signature, Tensor
 
-X = Tensor("x", "FP32", (-1, 2), "x:0", 1)
-TEXT = Tensor("t", "BYTES", (-1,), "t:0", 7)
+X = Tensor("x", "FP32", (-1, 2), "x:0")
+TEXT = Tensor("t", "BYTES", (-1,), "t:0")
 SIGNATURE = Signature("serving_default", (TEXT, X), ())
 GOLDEN = Golden(inputs={"x": [[1, 2]], "t": ["é"]}, outputs={"y": [3.0]})
 

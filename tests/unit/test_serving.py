@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 from serving.errors import ServingError
+from serving.formats import read_signature, stored_model
 from serving.golden import read_golden
 from serving.joining import run_joined
 from serving.manifest import read_manifest, verify
 from serving.quality import rmse, roc_auc
 from serving.repository import versions
-from serving.savedmodel import Signature, Tensor, breaks, read_signature, saved_model_folder
+from serving.signature import Signature, Tensor, breaks
 from serving.triton import models_of
 
 REPOSITORY = Path(__file__).parents[2] / "model_repository"
@@ -21,17 +22,17 @@ FRAUD = REPOSITORY / "fraud" / "1"
 
 
 def test_a_signature_is_read_without_tensorflow() -> None:
-    signature = read_signature(saved_model_folder(REPOSITORY / "personalization" / "2"))
+    signature = read_signature(REPOSITORY / "personalization" / "2")
     assert [str(tensor) for tensor in signature.inputs] == ["item INT64[-1]", "user INT64[-1]"]
     assert [str(tensor) for tensor in signature.outputs] == ["rating FP32[-1]"]
     assert signature.batches
 
 
 def test_what_is_no_saved_model_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(ServingError, match="no SavedModel; expected model.savedmodel/saved_model.pb"):
-        saved_model_folder(tmp_path)
+    with pytest.raises(ServingError, match="no SavedModel and no ONNX model; expected model.savedmodel/saved_model.pb"):
+        stored_model(tmp_path)
     with pytest.raises(ServingError, match="no signature 'other'; it has serving_default"):
-        read_signature(saved_model_folder(FRAUD), "other")
+        read_signature(FRAUD, "other")
     whole = (FRAUD / "model.savedmodel" / "saved_model.pb").read_bytes()
     for part in (whole[: len(whole) // 2], b"text"):
         (tmp_path / "saved_model.pb").write_bytes(part)
@@ -40,8 +41,8 @@ def test_what_is_no_saved_model_is_one_sentence(tmp_path: Path) -> None:
 
 
 def test_a_contract_is_broken_by_what_those_who_ask_would_miss() -> None:
-    def tensor(name: str, datatype: str = "FP32", number: int = 1) -> Tensor:
-        return Tensor(name, datatype, (-1,), f"{name}:0", number)
+    def tensor(name: str, datatype: str = "FP32") -> Tensor:
+        return Tensor(name, datatype, (-1,), f"{name}:0")
 
     before = Signature("s", (tensor("x"),), (tensor("y"), tensor("z")))
     assert breaks(before, before) is None
@@ -50,7 +51,7 @@ def test_a_contract_is_broken_by_what_those_who_ask_would_miss() -> None:
     assert breaks(before, Signature("s", (tensor("u"), tensor("x")), before.outputs)) == (
         "its inputs are u, x in place of x"
     )
-    other = Signature("s", (tensor("x", "FP64", 2),), before.outputs)
+    other = Signature("s", (tensor("x", "FP64"),), before.outputs)
     assert breaks(before, other) == "x FP64[-1] in place of x FP32[-1]"
 
 

@@ -1,29 +1,24 @@
-"""The `tensorflow` backend of Triton: serves SavedModels, by Triton's Python-based backend interface.
+"""The backend of Triton that serves SavedModels and ONNX models, by its Python-based backend interface.
 
-Triton starts one process of this for each instance of a model version. Here stands only what speaks with Triton; the
-rest is `serving.savedmodel`, `serving.joining` and `serving.runtime`.
+It stands there under two names, `tensorflow` and `onnxruntime`, so that configurations written for Triton's own
+backends of these names hold; what a version's folder holds decides what runs it. Triton starts one process of this for
+each instance of a model version. Here stands only what speaks with Triton.
 
-Model parameters (config.pbtxt): `signature` (default serving_default), `threads` (of TensorFlow; its own choice if not
-set).
+Model parameters (config.pbtxt): `signature` (default serving_default), `threads` (of the framework; its own choice if
+not set).
 """
 
-import importlib
 import json
 from pathlib import Path
 
 import triton_python_backend_utils as pb_utils
 
-from serving.gently import gently
-
-gently(lambda: importlib.import_module("serving.runtime"))  # half a second of a core
-gently(lambda: importlib.import_module("serving.golden"))
-
+from serving.arrays import zeros
 from serving.errors import ServingError
+from serving.formats import load, read_signature
 from serving.golden import ask_golden, read_golden
 from serving.joining import run_joined
-from serving.libtensorflow import library
-from serving.runtime import SavedModelRunner
-from serving.savedmodel import DEFAULT_SIGNATURE, read_signature, saved_model_folder
+from serving.signature import DEFAULT_SIGNATURE
 
 MAX_BATCH_SIZE = 4096
 WARM_UP_ROWS = (1, 256)
@@ -45,7 +40,7 @@ class TritonPythonModel:
         """Inputs, outputs and the batch limit from the newest version's signature, where config.pbtxt has none."""
         config = auto_complete_model_config.as_dict()
         folder = _newest_version(Path(pb_utils.get_model_dir()))
-        signature = read_signature(saved_model_folder(folder), _parameter(config, "signature", DEFAULT_SIGNATURE))
+        signature = read_signature(folder, _parameter(config, "signature", DEFAULT_SIGNATURE))
         batches = signature.batches and (config["max_batch_size"] > 0 or not (config["input"] or config["output"]))
         if config["max_batch_size"] > 0 and not signature.batches:
             raise ServingError(f"{folder}: max_batch_size is set, but not every tensor has a batch dimension")
@@ -64,24 +59,24 @@ class TritonPythonModel:
 
     def initialize(self, args):
         """Load, warm up and ask the golden requests; Triton announces the version only when this returns."""
-        gently(library)
         config = json.loads(args["model_config"])
         version = Path(args["model_repository"]) / args["model_version"]
-        folder = saved_model_folder(version)
-        signature = read_signature(folder, _parameter(config, "signature", DEFAULT_SIGNATURE))
+        self._runner = runner = load(
+            version, _parameter(config, "signature", DEFAULT_SIGNATURE), int(_parameter(config, "threads", "0"))
+        )
+        signature = runner.signature
         self._batches = config["max_batch_size"] > 0
         self._outputs = {item["name"]: len(item["dims"]) + self._batches for item in config["output"]}
         self._inputs = [tensor.name for tensor in signature.inputs]
         unknown = sorted(set(self._outputs) - {tensor.name for tensor in signature.outputs})
         if unknown:
-            raise ServingError(f"{folder}: the signature {signature.name!r} has no output {', '.join(unknown)}")
-        self._runner = runner = SavedModelRunner(folder, signature, int(_parameter(config, "threads", "0")))
+            raise ServingError(f"{version}: the signature {signature.name!r} has no output {', '.join(unknown)}")
         for rows in WARM_UP_ROWS if self._batches else (1,):
             try:
-                runner.warm_up(min(rows, config["max_batch_size"] or rows))
+                runner.run(zeros(signature, min(rows, config["max_batch_size"] or rows)))
             except Exception as error:
                 # Zeros are not legal input for every model; then the first request finds a cold model, no more.
-                pb_utils.Logger.log_warn(f"{folder}: not warmed with zeros: {error}")
+                pb_utils.Logger.log_warn(f"{version}: not warmed with zeros: {error}")
                 break
         golden = read_golden(version)
         if golden is not None:

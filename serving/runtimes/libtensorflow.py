@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from serving.datatypes import DATA_TYPES, STRING
-from serving.errors import ServingError
+from serving.datatypes import BY_TENSORFLOW, STRING, DataType
+from serving.errors import ModelError, ServingError
 
 _STRING_BYTES = 24  # sizeof(TF_TString)
 _CODES = (
@@ -27,18 +27,6 @@ _CODES = (
 )  # fmt: skip
 
 _Deallocator = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)
-
-
-class TensorFlowError(ServingError):
-    """TensorFlow's own sentence.
-
-    Attributes:
-        code: the status, such as INVALID_ARGUMENT.
-    """
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
 
 
 class Output(ctypes.Structure):
@@ -126,7 +114,7 @@ class Status:
             code = library().TF_GetCode(self._pointer)
             if code and kind is None:
                 name = _CODES[code] if code < len(_CODES) else "UNKNOWN"
-                raise TensorFlowError(name, library().TF_Message(self._pointer).decode(errors="replace"))
+                raise ModelError(name, library().TF_Message(self._pointer).decode(errors="replace"))
         finally:
             library().TF_DeleteStatus(self._pointer)
 
@@ -157,22 +145,22 @@ class _Held:
 _held = _Held()
 
 
-def to_tensor(array: npt.NDArray[Any], datatype: int) -> int:
+def to_tensor(array: npt.NDArray[Any], kind: DataType) -> int:
     """A TF_Tensor of `array`, whose memory it shares where that is aligned; TF_DeleteTensor lets go of it.
 
     Args:
-        array: of any shape; of `bytes` or `str` objects where `datatype` is STRING.
-        datatype: a TF_DataType.
+        array: of any shape; of `bytes` or `str` objects where `kind` is that of strings.
+        kind: of the tensor.
 
     Raises:
-        TensorFlowError: INVALID_ARGUMENT when the array's type is another.
+        ModelError: INVALID_ARGUMENT when the array's type is another.
     """
     functions = library()
     shape = array.shape  # of a scalar, numpy makes a row below
     dims = (ctypes.c_int64 * len(shape))(*shape)
-    if datatype == STRING:
+    if kind.name == STRING:
         if not all(isinstance(value, str | bytes) for value in array.ravel().tolist()):
-            raise TensorFlowError("INVALID_ARGUMENT", f"{array.dtype} in place of texts")
+            raise ModelError("INVALID_ARGUMENT", f"{array.dtype} in place of texts")
         size = _STRING_BYTES * array.size
         buffer = ctypes.create_string_buffer(size)
         address = ctypes.addressof(buffer)
@@ -182,13 +170,13 @@ def to_tensor(array: npt.NDArray[Any], datatype: int) -> int:
             functions.TF_StringCopy(address + place * _STRING_BYTES, data, len(data))
         number = _held.keep(buffer, array.size)
     else:
-        expected = np.dtype(DATA_TYPES[datatype].numpy)
+        expected = np.dtype(kind.numpy)
         if array.dtype != expected:
-            raise TensorFlowError("INVALID_ARGUMENT", f"{array.dtype} in place of {expected}")
+            raise ModelError("INVALID_ARGUMENT", f"{array.dtype} in place of {expected}")
         array = np.ascontiguousarray(array)
         address, size = array.ctypes.data, array.nbytes
         number = _held.keep(array)
-    return int(functions.TF_NewTensor(datatype, dims, len(shape), address, size, _held.release, number))
+    return int(functions.TF_NewTensor(kind.tensorflow, dims, len(shape), address, size, _held.release, number))
 
 
 def delete_tensor(tensor: int) -> None:
@@ -200,26 +188,26 @@ def to_array(tensor: int) -> npt.NDArray[Any]:
     """A copy of a TF_Tensor; strings as objects of `bytes`.
 
     Raises:
-        TensorFlowError: its type has no equal in numpy.
+        ModelError: its type has no equal in numpy.
     """
     functions = library()
-    datatype = functions.TF_TensorType(tensor)
-    if datatype not in DATA_TYPES:
-        raise TensorFlowError("UNIMPLEMENTED", f"a tensor of TensorFlow type {datatype} cannot be read")
+    number = functions.TF_TensorType(tensor)
+    if number not in BY_TENSORFLOW:
+        raise ModelError("UNIMPLEMENTED", f"a tensor of TensorFlow type {number} cannot be read")
+    kind = BY_TENSORFLOW[number]
     shape = tuple(functions.TF_Dim(tensor, place) for place in range(functions.TF_NumDims(tensor)))
     address = functions.TF_TensorData(tensor)
     count = math.prod(shape)
-    if datatype == STRING:
+    if kind.name == STRING:
         array = np.empty(count, dtype=object)
         for place in range(count):
             at = address + place * _STRING_BYTES
             array[place] = ctypes.string_at(functions.TF_StringGetDataPointer(at), functions.TF_StringGetSize(at))
         return array.reshape(shape)
-    kind = DATA_TYPES[datatype].numpy
     if not count:
-        return np.empty(shape, kind)
+        return np.empty(shape, kind.numpy)
     memory = (ctypes.c_char * functions.TF_TensorByteSize(tensor)).from_address(address)
-    return np.frombuffer(memory, kind, count).reshape(shape).copy()
+    return np.frombuffer(memory, kind.numpy, count).reshape(shape).copy()
 
 
 class Session:
@@ -231,7 +219,7 @@ class Session:
         threads: that compute; 0 lets TensorFlow choose.
 
     Raises:
-        TensorFlowError: it cannot be loaded.
+        ModelError: it cannot be loaded.
     """
 
     def __init__(self, folder: Path, tag: str, threads: int) -> None:
@@ -249,7 +237,7 @@ class Session:
                 self._session = functions.TF_LoadSessionFromSavedModel(
                     options, None, str(folder).encode(), tags, 1, self._graph, None, status
                 )
-        except TensorFlowError:
+        except ModelError:
             functions.TF_DeleteGraph(self._graph)
             raise
         finally:
@@ -259,12 +247,12 @@ class Session:
         """The output of an operation that is called `operation:index`.
 
         Raises:
-            TensorFlowError: there is none.
+            ModelError: there is none.
         """
         operation, _, index = name.rpartition(":")
         found = library().TF_GraphOperationByName(self._graph, operation.encode())
         if not found:
-            raise TensorFlowError("NOT_FOUND", f"the graph has no operation {operation!r}")
+            raise ModelError("NOT_FOUND", f"the graph has no operation {operation!r}")
         return Output(found, int(index))
 
     def run(self, feeds: Sequence[tuple[Output, int]], fetches: Sequence[Output]) -> list[npt.NDArray[Any]]:
@@ -275,7 +263,7 @@ class Session:
             fetches: what to compute.
 
         Raises:
-            TensorFlowError: the model refuses, or cannot be run.
+            ModelError: the model refuses, or cannot be run.
         """
         functions = library()
         tensors = (ctypes.c_void_p * len(feeds))(*(tensor for _, tensor in feeds))

@@ -1,0 +1,1 @@
+"""What runs models: TensorFlow's library, ONNX Runtime."""
