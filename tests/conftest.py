@@ -11,6 +11,7 @@ from hypothesis import settings
 
 from headrace.rig.kafka import KafkaCluster
 from headrace.rig.triton import TritonRig
+from tests import onnx_models
 from tests.support import Broker, serving_of
 
 settings.register_profile("suite", deadline=None, derandomize=True, max_examples=100)
@@ -43,6 +44,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     script = Path(__file__).parent / "models.py"
     done = subprocess.run([sys.executable, str(script), str(folder)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    onnx_models.types(folder / "onnx_types" / "1" / "model.onnx")
+    (folder / "onnx_types" / "config.pbtxt").write_text('backend: "onnxruntime"\n')
     return folder
 
 

@@ -26,7 +26,7 @@ def link_out(folder: Path) -> None:
 
 
 def link_nowhere(folder: Path) -> None:
-    (folder / "model.savedmodel" / "assets").symlink_to("nowhere")
+    (folder / "model.savedmodel" / "more").symlink_to("nowhere")
 
 
 def no_index(folder: Path) -> None:

@@ -49,6 +49,7 @@ class Server(prediction_service_pb2_grpc.PredictionServiceServicer, model_servic
         self.models = {
             model.name: {int(v.name): Servable(v) for v in model.iterdir() if v.name.isdigit()}
             for model in repository.iterdir()
+            if next(model.rglob("saved_model.pb"), None)  # it serves nothing else
             if model.is_dir() and not model.name.startswith(".")
         }
         self.labels: dict[tuple[str, str], int] = {}

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-Model = StrEnum("Model", ["fraud", "maintenance", "personalization"])
+Model = StrEnum("Model", ["fraud", "maintenance", "personalization", "credit"])
 REPOSITORY = Path(__file__).parents[2] / "model_repository"
 
 

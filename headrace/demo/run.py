@@ -37,7 +37,7 @@ from serving.publish import publish
 
 PIPELINES = Path(__file__).parent / "pipelines"
 PARTITIONS = 6
-OUTPUTS = {"fraud": "score", "maintenance": "score", "personalization": "rating"}
+OUTPUTS = {"fraud": "score", "maintenance": "score", "personalization": "rating", "credit": "score"}
 """The result's field with the answer that the labels are compared with."""
 _PATIENCE = 30.0
 

@@ -199,9 +199,9 @@ def test_dead_letters_are_listed_and_shown(broker: Broker, triton: TritonRig, tm
 def test_models_are_listed(models: Path, triton: TritonRig, tmp_path: Path) -> None:
     done = headrace("models", "list", str(REPOSITORY))
     assert done.returncode == 0
-    for name in ("fraud", "maintenance", "personalization"):
+    for name in ("fraud", "maintenance", "personalization", "credit"):
         assert done.stdout.count(name) >= 2
-    assert done.stdout.count("as in the manifest") == 6
+    assert done.stdout.count("as in the manifest") == 8
     rows = json.loads(headrace("models", "list", "--json", "--server", triton.address, str(models)).stdout)
     assert {row["state"] for row in rows} == {"READY, serves"}
     assert headrace("models", "list", str(tmp_path / "none")).returncode == 1
@@ -313,7 +313,7 @@ def test_where_java_cannot_run_a_mock_says_that_it_is_one(tmp_path: Path, java: 
     assert "NOTICE: this is NOT a real Kafka." in process.communicate()[1]
 
 
-@pytest.mark.parametrize("model", ["fraud", "maintenance", "personalization"])
+@pytest.mark.parametrize("model", ["fraud", "maintenance", "personalization", "credit"])
 def test_the_demo_verifies_every_event(model: str) -> None:
     begun = time.monotonic()
     env = {"HEADRACE_RESULT__TOPIC": "elsewhere"}  # the user's own pipeline is none of the demo's business

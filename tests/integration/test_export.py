@@ -125,7 +125,7 @@ def test_a_mistake_is_one_sentence_and_nothing_is_published(exported: tuple[Path
     repository, found = exported
     assert found["failures"][:5] == [
         "object cannot be exported: a Keras model, a tf.Module, a folder or a file can",
-        "golden: the model has the inputs item, user; give a mapping of each to its rows",
+        "golden: the model has the tensors item, user; give a mapping of each to its rows",
         "the model has 1 outputs, and outputs= names 2",
         "method=None is no tf.function of the module with an input signature that names each input",
         "the Keras model has not been built: begin it with keras.Input(shape, name=NAME)",

@@ -15,8 +15,10 @@ from headrace.rig.process import ServerProcess
 from headrace.rig.served import ServedRepository
 from headrace.rig.triton import TritonRig
 from serving.control import TritonControl
+from serving.formats import load
 from serving.golden import FILE as GOLDEN
 from serving.marks import withdrawn
+from tests import onnx_models
 from tests.spoiled import SPOILED
 from tests.support import headrace, until
 
@@ -160,6 +162,21 @@ def test_a_version_is_published_rolled_back_restored_and_pinned(served: Served) 
     assert (done.returncode, max(served.ready)) == (0, new), done.stderr
 
 
+def test_a_model_may_change_its_framework_from_one_version_to_the_next(served: Served, tmp_path: Path) -> None:
+    onnx_models.dense(tmp_path / "model.onnx", features=9)
+    done = headrace(
+        "models", "publish", str(tmp_path), str(served.repository), "--model", "fraud", "--server", served.address
+    )
+    assert done.returncode == 0, done.stderr
+    rows = np.ones((3, 9), np.float32)
+    expected = load(tmp_path).run({"features": rows})["score"]
+    answer = served.control.ask("fraud", max(served.ready), {"features": rows}, ["score"])["score"]
+    np.testing.assert_allclose(answer.ravel(), expected, rtol=1e-6)
+    done = headrace("models", "rollback", str(served.repository), "fraud", "--server", served.address)
+    assert done.returncode == 0, done.stderr
+    assert served.answers()
+
+
 def test_versions_are_compared_verified_and_pruned(tmp_path: Path) -> None:
     repository = tmp_path / "repository"
     for number in (1, 2, 1, 2):
@@ -187,7 +204,7 @@ def test_versions_are_compared_verified_and_pruned(tmp_path: Path) -> None:
     [
         (["publish", "/none", "{r}"], "/none: no folder; publish takes a SavedModel or a version's folder"),
         (["list", "/none"], "/none: no such model repository; a repository is a folder of models"),
-        (["rollback", "{r}", "churn"], "no model 'churn'; there are fraud, maintenance, personalization"),
+        (["rollback", "{r}", "churn"], "no model 'churn'; there are credit, fraud, maintenance, personalization"),
         (["pin", "{r}", "fraud", "9"], "no version 9; there are 1, 2"),
         (["diff", "{r}", "fraud", "1", "9"], "no version 9; there are 1, 2"),
         (["restore", "{r}", "fraud", "1"], "version 1 is not withdrawn; none is"),

@@ -58,7 +58,7 @@ def test_a_contract_is_broken_by_what_those_who_ask_would_miss() -> None:
 def test_every_committed_version_is_what_its_manifest_says() -> None:
     found = list(versions(REPOSITORY))
     assert [(v.model, v.number) for v in found] == [
-        (name, number) for name in ("fraud", "maintenance", "personalization") for number in (1, 2)
+        (name, number) for name in ("credit", "fraud", "maintenance", "personalization") for number in (1, 2)
     ]
     for version in found:
         assert version.problems == ()
@@ -74,7 +74,7 @@ def test_every_committed_version_is_what_its_manifest_says() -> None:
 
 
 def test_version_2_is_better() -> None:
-    for name, better in (("fraud", 1), ("maintenance", 1), ("personalization", -1)):
+    for name, better in (("credit", 1), ("fraud", 1), ("maintenance", 1), ("personalization", -1)):
         old, new = (read_manifest(REPOSITORY / name / str(number)) for number in (1, 2))
         assert old is not None
         assert new is not None
@@ -100,7 +100,7 @@ def test_verify_finds_what_is_changed_missing_or_added(tmp_path: Path) -> None:
 
 
 def test_models_are_folders_with_versions(tmp_path: Path) -> None:
-    assert sorted(models_of(REPOSITORY)) == ["fraud", "maintenance", "personalization"]
+    assert sorted(models_of(REPOSITORY)) == ["credit", "fraud", "maintenance", "personalization"]
     assert models_of(tmp_path) == []
 
 
