@@ -26,6 +26,7 @@ class Watching:
         view: the server's own folder.
         control: of the server; closed at the end.
         settle: seconds until a version without a manifest is taken for whole.
+        probe: seconds between golden requests to the versions that serve.
         interval: seconds between turns.
         observe: host:port for health and metrics; None for none.
         told: of every event, beside the log.
@@ -36,14 +37,15 @@ class Watching:
         repository: Path,
         view: View,
         control: TritonControl | TensorFlowServingControl,
-        settle: float,
+        settle: float = 3.0,
+        probe: float = 10.0,
         interval: float = 0.5,
         observe: str | None = None,
         told: Callable[[Event], None] = lambda event: None,
     ) -> None:
         self._control = control
         self._view = view
-        self._watcher = Watcher(repository, view, control, self._note, settle)
+        self._watcher = Watcher(repository, view, control, self._note, settle, probe)
         self._interval = interval
         self._heard = told
         self._turned = time.monotonic()

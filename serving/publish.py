@@ -9,6 +9,7 @@ from pathlib import Path
 
 from serving.completeness import VERSION, check
 from serving.errors import ServingError
+from serving.files import copy_folder
 from serving.formats import read_signature, stored_model
 from serving.manifest import read_manifest, write_manifest
 from serving.marks import withdrawn
@@ -81,8 +82,6 @@ def publish(
                 return target
             if version is not None:
                 raise ServingError(f"{target}: this version is there already; a version never changes")
-    except shutil.Error as error:
-        raise ServingError(f"{folder}: cannot be written: {error.args[0][0][2]}") from None
     except OSError as error:
         raise ServingError(f"{folder}: cannot be written: {error.strerror or error}") from None
     finally:
@@ -116,7 +115,7 @@ def _check_contract(source: Path, model: Path, signature: str) -> None:
 def _copy(source: Path, aside: Path) -> None:
     """A version's folder as it is; a SavedModel into one."""
     inside = stored_model(source).path == source
-    shutil.copytree(source, aside / "model.savedmodel" if inside else aside)
+    copy_folder(source, aside / "model.savedmodel" if inside else aside)
     if inside:
         for name in ("manifest.json", "golden.json", "card.md"):
             with contextlib.suppress(FileNotFoundError):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from serving.completeness import VERSION, check
 from serving.errors import ServingError
+from serving.files import copy_folder
 from serving.signature import DEFAULT_SIGNATURE
 
 _ASIDE = ".incoming"
@@ -72,7 +73,7 @@ class View:
         shutil.rmtree(aside, ignore_errors=True)
         aside.parent.mkdir(parents=True, exist_ok=True)
         try:
-            shutil.copytree(source, aside)  # follows links, so that the copy stands by itself
+            copy_folder(source, aside)
             check(aside, aside, signature)
             if self._flat and (aside / "model.savedmodel").is_dir():
                 for path in (aside / "model.savedmodel").iterdir():
@@ -80,8 +81,6 @@ class View:
                 (aside / "model.savedmodel").rmdir()
             (self.root / model).mkdir(exist_ok=True)
             os.rename(aside, self.root / model / str(number))  # noqa: PTH104
-        except shutil.Error as error:
-            raise OSError(str(error.args[0][0][2]) if error.args[0] else str(error)) from None
         finally:
             shutil.rmtree(aside, ignore_errors=True)
 

@@ -3,6 +3,7 @@
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from bridge.errors import HeadraceError
@@ -26,15 +27,25 @@ class ServedRepository(Rig):
         http_port: of health and of the HTTP interface.
         metrics_port: of Triton's own metrics.
         settle: seconds until a version without a manifest is taken for whole.
+        probe: seconds between golden requests to the versions that serve.
+        told: of everything that the watcher does or finds.
     """
 
     def __init__(
-        self, repository: Path, grpc_port: int = 0, http_port: int = 0, metrics_port: int = 0, settle: float = 3.0
+        self,
+        repository: Path,
+        grpc_port: int = 0,
+        http_port: int = 0,
+        metrics_port: int = 0,
+        settle: float = 3.0,
+        probe: float = 10.0,
+        told: Callable[[Event], None] = lambda event: None,
     ) -> None:
         if not repository.is_dir():
             raise ServingError(f"{repository}: no such model repository; a repository is a folder of models")
         self._repository = repository
-        self._settle = settle
+        self._times = (settle, probe)
+        self._heard = told
         self._folder = tempfile.TemporaryDirectory(prefix="headrace-view-", ignore_cleanup_errors=True)
         self._view = Path(self._folder.name) / "models"
         self._view.mkdir()
@@ -65,7 +76,7 @@ class ServedRepository(Rig):
         """
         self.triton.wait_ready()
         self._watching = Watching(
-            self._repository, View(self._view), TritonControl(self.address), self._settle, told=self._told
+            self._repository, View(self._view), TritonControl(self.address), *self._times, told=self._told
         )
         self._thread = threading.Thread(target=self._watching.run, args=(self._stop,), name="watcher", daemon=True)
         self._thread.start()
@@ -98,3 +109,4 @@ class ServedRepository(Rig):
     def _told(self, event: Event) -> None:
         if event.reason:
             self._reasons.append(event.reason)
+        self._heard(event)

@@ -3,132 +3,23 @@
 import json
 import shutil
 import signal
-import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from headrace.rig.process import ServerProcess
-from headrace.rig.served import ServedRepository
 from headrace.rig.triton import TritonRig
 from serving.control import TritonControl
 from serving.formats import load
 from serving.golden import FILE as GOLDEN
-from serving.marks import withdrawn
 from tests import onnx_models
-from tests.spoiled import SPOILED
+from tests.served import Served
 from tests.support import headrace, until
 
 REPOSITORY = Path(__file__).parents[2] / "model_repository"
 FRAUD = REPOSITORY / "fraud"
-CONFIG = 'platform: "tensorflow_savedmodel"\ninstance_group [ { count: 1, kind: KIND_CPU } ]\n'
-
-_BAD = """
-import sys, tensorflow as tf
-def save(name, body):
-    class Bad(tf.Module):
-        @tf.function(input_signature=[tf.TensorSpec([None, 9], tf.float32, "features")])
-        def score(self, features):
-            return {"score": body(features)}
-    bad = Bad()
-    tf.saved_model.save(bad, f"{sys.argv[1]}/{name}/model.savedmodel", signatures={"serving_default": bad.score})
-def dies(features):
-    with tf.control_dependencies([tf.raw_ops.Abort(error_msg="as bad as can be")]):
-        return features[:, 0]
-save("nan", lambda features: features[:, 0] / 0 * 0)
-save("dies", dies)
-"""
-
-
-class Served:
-    """A repository with one model, served and watched."""
-
-    def __init__(self, repository: Path, address: str) -> None:
-        self.repository = repository
-        self.model = repository / "fraud"
-        self.address = address
-        self.control = TritonControl(address)
-
-    @property
-    def ready(self) -> set[int]:
-        return self.control.ready().get("fraud", set())
-
-    def next(self) -> int:
-        return 1 + max(int(path.name) for path in self.model.iterdir() if path.name.isdigit())
-
-    def drop(self, source: Path) -> int:
-        """A version copied in by hand, without a manifest."""
-        number = self.next()
-        aside = self.model / f".{number}"
-        shutil.copytree(source, aside)
-        (aside / "manifest.json").unlink(missing_ok=True)
-        aside.rename(self.model / str(number))
-        return number
-
-    def answers(self) -> bool:
-        rows = np.zeros((3, 9), np.float32)
-        return self.control.ask("fraud", max(self.ready), {"features": rows}, ["score"])["score"].size == 3
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    repository = tmp_path_factory.mktemp("repository")
-    shutil.copytree(FRAUD / "1", repository / "fraud" / "1")
-    (repository / "fraud" / "config.pbtxt").write_text(CONFIG)
-    with ServedRepository(repository, settle=1.0) as server:
-        found = Served(repository, server.address)
-        yield found
-        found.control.close()
-
-
-@pytest.fixture(scope="module")
-def bad(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("bad")
-    subprocess.run([sys.executable, "-c", _BAD, str(folder)], check=True, capture_output=True)
-    return folder
-
-
-def refused(served: Served, number: int) -> str:
-    """Why, once it is; what served before serves on."""
-    before = served.ready
-    until(lambda: number in withdrawn(served.model), 60, f"version {number} is refused")
-    assert served.ready == before
-    assert served.answers()
-    return withdrawn(served.model)[number].reason
-
-
-@pytest.mark.parametrize(("spoil", "reason"), SPOILED.values(), ids=SPOILED)
-def test_a_version_that_is_wrong_is_refused_and_the_one_before_serves_on(
-    served: Served, spoil: Callable[[Path], None], reason: str, tmp_path: Path
-) -> None:
-    # It is spoiled where it is, as it would be; only its number is not one before that.
-    number = served.next()
-    aside = served.model / f".{number}"
-    shutil.copytree(FRAUD / "2", aside)
-    (aside / "manifest.json").unlink()
-    spoil(aside)
-    aside.rename(served.model / str(number))
-    assert reason.partition(";")[0] in refused(served, number)
-
-
-def test_a_version_that_answers_its_golden_requests_with_nan_is_refused(served: Served, bad: Path) -> None:
-    shutil.copy2(FRAUD / "1" / GOLDEN, bad / "nan")
-    reason = refused(served, served.drop(bad / "nan"))
-    assert ": model 'fraud' cannot be loaded: golden requests: output 'score': value 0 is nan where " in reason
-    assert "At: " not in reason
-
-
-def test_a_version_that_kills_its_process_while_it_loads_is_refused(served: Served, bad: Path) -> None:
-    assert "cannot be loaded" in refused(served, served.drop(bad / "dies"))
-
-
-def test_a_version_with_another_signature_is_refused(served: Served) -> None:
-    number = served.next()
-    shutil.copytree(REPOSITORY / "personalization" / "1", served.model / str(number))
-    assert "its inputs are item, user in place of features" in refused(served, number)
 
 
 def test_a_version_is_published_rolled_back_restored_and_pinned(served: Served) -> None:
@@ -251,7 +142,6 @@ def test_a_watcher_beside_a_triton_is_killed_and_another_goes_on(tmp_path: Path)
     repository, view = tmp_path / "repository", tmp_path / "view"
     view.mkdir()
     shutil.copytree(FRAUD / "1", repository / "fraud" / "1")
-    (repository / "fraud" / "config.pbtxt").write_text(CONFIG)
     with TritonRig(view, models=()) as triton:
         command = [sys.executable, "-m", "headrace", "models", "watch", str(repository), "--server", triton.address]
         options = ["--view", str(view), "--observe", "127.0.0.1:0"]
