@@ -3,13 +3,14 @@
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from bridge.observe.http import ObserveServer
 from serving.control import LOAD_SECONDS, TritonControl
+from serving.errors import ServingError
+from serving.store import Repository
 from serving.tfserving import TensorFlowServingControl
 from serving.view import View
 from serving.watch import Event, Watcher
@@ -22,7 +23,7 @@ class Watching:
     """One watcher, its server, and what the outside sees of them.
 
     Args:
-        repository: where versions are dropped in.
+        repository: where versions are dropped in: a folder, or an object store with a copy of it.
         view: the server's own folder.
         control: of the server; closed at the end.
         settle: seconds until a version without a manifest is taken for whole.
@@ -34,7 +35,7 @@ class Watching:
 
     def __init__(
         self,
-        repository: Path,
+        repository: Repository,
         view: View,
         control: TritonControl | TensorFlowServingControl,
         settle: float = 3.0,
@@ -45,11 +46,14 @@ class Watching:
     ) -> None:
         self._control = control
         self._view = view
-        self._watcher = Watcher(repository, view, control, self._note, settle, probe)
+        self._repository = repository
+        self._watcher = Watcher(repository.folder, view, control, self._note, settle, probe)
         self._interval = interval
         self._heard = told
         self._turned = time.monotonic()
         self._known: set[str] = set()
+        self._next = 0.0
+        self._trouble = ""
         self.settled = threading.Event()
         """Set once a turn has found nothing more to do."""
         registry = CollectorRegistry()
@@ -74,13 +78,33 @@ class Watching:
     def run(self, stop: threading.Event) -> None:
         """Watch until `stop` is set."""
         while not stop.is_set():
-            if not self._watcher.turn():
+            taken = self._exchange()
+            if not self._watcher.turn() and taken:
                 self.settled.set()
             self._turned = time.monotonic()
             for model in self._known | self._watcher.serving.keys():
                 self._serving.labels(model).set(self._watcher.serving.get(model, 0))
             self._known |= self._watcher.serving.keys()
             stop.wait(self._interval)
+
+    def _exchange(self) -> bool:
+        """With where versions are dropped in; while that is away, what has come by then is served on."""
+        now = time.monotonic()
+        if now < self._next:
+            return True
+        try:
+            if self._next:
+                self._repository.push()
+            self._repository.pull()
+        except ServingError as error:
+            if str(error) != self._trouble:
+                self._note(Event("trouble", "", 0, str(error)))
+            self._trouble = str(error)
+            return False
+        finally:
+            self._next = now + self._repository.pause
+        self._trouble = ""
+        return True
 
     def live(self) -> tuple[bool, str]:
         """See `Probes`."""

@@ -2,26 +2,28 @@
 
 import json
 import sys
-import threading
 import time
-from enum import StrEnum
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from bridge.config.types import parse_duration
 from headrace.cli.output import JsonOption, print_json, print_table, size_text
-from headrace.cli.signals import until_stopped
+from headrace.cli.repository import RepositoryArgument
+from headrace.cli.watch import watch
 from serving.completeness import NO_VERSION, misnamed
 from serving.errors import ServingError
 from serving.marks import Mark, pin, pinned, restore, withdraw, withdrawn
 from serving.repository import Version, models, numbers, serving_order, size_of, versions
+from serving.store import Repository, repository_at
 
 app = typer.Typer(help="Model versions in a repository.", no_args_is_help=True)
+app.command()(watch)
 
-RepositoryArgument = Annotated[Path, typer.Argument(metavar="REPOSITORY", help="The folder of models.")]
+OptionalRepository = Annotated[
+    str | None, typer.Argument(metavar="[REPOSITORY]", help="The folder of models, or its URL in an object store.")
+]
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="The model's name.")]
 ServerOption = Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Also ask this Triton what it serves.")]
 WaitOption = Annotated[
@@ -30,19 +32,21 @@ WaitOption = Annotated[
 _PATIENCE = 60.0
 
 
-class Kind(StrEnum):
-    """What a model server is."""
-
-    TRITON = "triton"
-    TFSERVING = "tfserving"
-
-
 @app.command("list")
-def list_models(repository: RepositoryArgument, server: ServerOption = None, as_json: JsonOption = False) -> None:
-    """List the versions of every model: state, quality, size, age, and whether their files are what they must be."""
+def list_models(
+    repository: OptionalRepository = None, server: ServerOption = None, as_json: JsonOption = False
+) -> None:
+    """List the versions of every model: state, quality, size, age, and whether their files are what they must be.
+
+    With --server alone: what that server has loaded, wherever its repository is.
+    """
     states = _states(server)
-    found = list(versions(repository))
-    pins = {model.name: pinned(model) for model in models(repository)}
+    if repository is None:
+        _list_served(states, server, as_json)
+        return
+    folder = repository_at(repository).folder
+    found = list(versions(folder))
+    pins = {model.name: pinned(model) for model in models(folder)}
     serving: dict[str, int] = {}
     for (model, number), told in states.items():
         if told == "READY":
@@ -82,20 +86,21 @@ def list_models(repository: RepositoryArgument, server: ServerOption = None, as_
         )
         for version in found
     ]
-    print_table(str(repository), columns, rows)
-    _tell_misnamed(repository)
+    print_table(repository, columns, rows)
+    _tell_misnamed(folder)
 
 
 @app.command()
 def verify(repository: RepositoryArgument, as_json: JsonOption = False) -> None:
     """Check every version: whole, readable, and as its manifest says. Exits 1 when one is not."""
-    found = list(versions(repository))
+    folder = repository_at(repository).folder
+    found = list(versions(folder))
     if as_json:
         print_json([{"model": v.model, "version": v.number, "problems": v.problems} for v in found])
     else:
         for version in found:
             print("\n".join(version.problems) or f"{version.folder}: {_files(version)}")
-        _tell_misnamed(repository)
+        _tell_misnamed(folder)
     if any(version.problems for version in found):
         raise typer.Exit(1)
 
@@ -114,13 +119,15 @@ def publish_command(
     """Put a version into a repository, whole or not at all. A watcher takes it from there."""
     from serving.publish import publish
 
-    target = publish(source, repository, model, version, new_contract)
+    at = repository_at(repository)
+    target = publish(source, at.folder, model, version, new_contract)
+    at.push()
     print(f"published {target.parent.name} {target.name}")
     newest = _newest(target.parent)
     if newest != int(target.name):
         print(f"{target.parent.name}: {newest} serves; it is newer, or pinned")
     elif server is not None:
-        _wait(server, target.parent, newest)
+        _wait(server, at, target.parent, newest)
 
 
 @app.command()
@@ -131,16 +138,18 @@ def rollback(
     server: WaitOption = None,
 ) -> None:
     """Take the version that serves back; the one before serves again at once, until something newer is published."""
-    folder = _model(repository, model)
+    at = repository_at(repository)
+    folder = _model(at, model)
     order = list(islice(serving_order(folder), 2))
     if len(order) < 2:
         raise ServingError(f"{folder}: no version before {order[0] if order else 'none'} that could serve instead")
     if pinned(folder) == order[0]:
         raise ServingError(f"{folder}: version {order[0]} is pinned; headrace models pin says which serves instead")
     withdraw(folder, order[0], Mark(by="rollback", reason=reason, at=time.time()))
+    at.push()
     print(f"{model}: {order[0]} is withdrawn, {order[1]} serves")
     if server is not None:
-        _wait(server, folder, order[1])
+        _wait(server, at, folder, order[1])
 
 
 @app.command("restore")
@@ -148,14 +157,16 @@ def restore_command(
     repository: RepositoryArgument, model: ModelArgument, version: int, server: WaitOption = None
 ) -> None:
     """Let a version serve again that was taken back or refused."""
-    folder = _model(repository, model)
+    at = repository_at(repository)
+    folder = _model(at, model)
     if version not in withdrawn(folder):
         there = ", ".join(map(str, sorted(withdrawn(folder)))) or "none is"
         raise ServingError(f"{folder}: version {version} is not withdrawn; {there}")
     restore(folder, version)
+    at.push()
     print(f"{model}: {version} may serve again")
     if server is not None:
-        _wait(server, folder, _newest(folder))
+        _wait(server, at, folder, _newest(folder))
 
 
 @app.command("pin")
@@ -166,7 +177,8 @@ def pin_command(
     server: WaitOption = None,
 ) -> None:
     """Have one version serve, whatever is newer."""
-    folder = _model(repository, model)
+    at = repository_at(repository)
+    folder = _model(at, model)
     number = None if version == "newest" else _number(version)
     if number is not None and number not in numbers(folder):
         there = ", ".join(map(str, sorted(numbers(folder)))) or "none"
@@ -174,9 +186,10 @@ def pin_command(
     if number in withdrawn(folder):
         raise ServingError(f"{folder}: version {number} is withdrawn; headrace models restore lets it serve again")
     pin(folder, number)
+    at.push()
     print(f"{model}: {f'pinned to {number}' if number else 'the newest serves'}")
     if server is not None:
-        _wait(server, folder, _newest(folder))
+        _wait(server, at, folder, _newest(folder))
 
 
 @app.command()
@@ -186,23 +199,18 @@ def prune(
     yes: Annotated[bool, typer.Option("--yes", help="Remove them; else they are only listed.")] = False,
 ) -> None:
     """Remove old versions. The newest that may serve stay, so does what is newer than those."""
-    import shutil
-
+    at = repository_at(repository)
     gone = []
-    for folder in models(repository):
+    for folder in models(at.folder):
         kept = list(islice(serving_order(folder), keep))
         if len(kept) == keep:
             gone += [folder / str(number) for number in sorted(numbers(folder)) if number < kept[-1]]
     for version in gone:
         size = size_of(version)
         if yes:
-            if version.is_symlink() or version.is_file():
-                version.unlink()
-            else:
-                aside = version.with_name(f".{version.name}.gone")
-                version.rename(aside)
-                shutil.rmtree(aside)
+            at.remove(version)
             restore(version.parent, int(version.name))
+            at.push()
         print(f"{version}: {size_text(size)}{' removed' if yes else ''}")
     if not gone:
         print("nothing to remove")
@@ -215,7 +223,7 @@ def diff(repository: RepositoryArgument, model: ModelArgument, old: int, new: in
     """Compare two versions: signature, size, quality, and their answers to the old one's golden requests."""
     from serving.compare import compare
 
-    folder = _model(repository, model)
+    folder = _model(repository_at(repository), model)
     for number in (old, new):
         if number not in numbers(folder):
             there = ", ".join(map(str, sorted(numbers(folder)))) or "none"
@@ -228,64 +236,15 @@ def diff(repository: RepositoryArgument, model: ModelArgument, old: int, new: in
     print_table(f"{model}", ("", str(old), str(new)), rows)
 
 
-@app.command()
-def watch(
-    repository: RepositoryArgument,
-    server: Annotated[str, typer.Option(metavar="HOST:PORT", help="The model server to bring versions to.")],
-    view: Annotated[
-        Path, typer.Option(metavar="DIR", help="That server's own models: a folder that the watcher alone fills.")
-    ],
-    kind: Annotated[Kind, typer.Option(help="What the server is.")] = Kind.TRITON,
-    base: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="The same folder as a TensorFlow Serving sees it; else --view.")
-    ] = None,
-    settle: Annotated[
-        str, typer.Option(help="How long a version without a manifest must be still until it is taken for whole.")
-    ] = "3s",
-    observe: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Health and metrics over HTTP.")] = None,
-) -> None:
-    """Bring every good version that is dropped into a repository to a server, and no other, until SIGTERM or Ctrl-C.
-
-    A Triton runs with --model-control-mode=explicit and no models; a TensorFlow Serving with an empty model config
-    file, and the label `stable` moves to what has proved itself. Prints `ready` once all there is is loaded.
-    """
-    from pydantic import ValidationError
-
-    from bridge.config.model import Log, Observe
-    from bridge.observe.logs import configure
-    from headrace.watching import Watching
-    from serving.control import TritonControl
-    from serving.tfserving import TensorFlowServingControl
-    from serving.view import View
-
-    configure(Log())
-    try:
-        seconds = parse_duration(settle)
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--settle") from None
-    try:
-        Observe(address=observe)
-    except ValidationError as error:
-        raise typer.BadParameter(error.errors()[0]["msg"], param_hint="--observe") from None
-    if view.resolve().is_relative_to(repository.resolve()) or repository.resolve().is_relative_to(view.resolve()):
-        raise typer.BadParameter(f"{view} and {repository} must not lie in each other", param_hint="--view")
-    if base is not None and kind is not Kind.TFSERVING:
-        raise typer.BadParameter("only a TensorFlow Serving is told where its models are", param_hint="--base")
-    made = View(view, flat=kind is Kind.TFSERVING)
-    control = TensorFlowServingControl(server, view, base) if kind is Kind.TFSERVING else TritonControl(server)
-    watching = Watching(repository, made, control, seconds, observe=observe)
-    stop = threading.Event()
-
-    def announce() -> None:
-        while not stop.is_set():
-            if watching.settled.wait(0.2):
-                print("ready", flush=True)
-                return
-
-    with until_stopped(stop):
-        threading.Thread(target=announce, daemon=True).start()
-        watching.run(stop)
-    watching.close()
+def _list_served(states: dict[tuple[str, str], str], server: str | None, as_json: bool) -> None:
+    if server is None:
+        raise typer.BadParameter("say which: a repository, or a server by --server", param_hint="REPOSITORY")
+    found = [{"model": model, "version": int(number), "state": told} for (model, number), told in states.items()]
+    found.sort(key=lambda row: (row["model"], row["version"]))
+    if as_json:
+        print_json(found)
+    else:
+        print_table(server, ("model", "version", "state"), [tuple(row.values()) for row in found])
 
 
 def _tell_misnamed(repository: Path) -> None:
@@ -326,7 +285,7 @@ def _newest(model: Path) -> int:
     return number
 
 
-def _wait(server: str, model: Path, number: int) -> None:
+def _wait(server: str, at: Repository, model: Path, number: int) -> None:
     """Until the server's newest version is this one; or, from a watcher, why it is not."""
     from serving.control import TritonControl
 
@@ -336,6 +295,7 @@ def _wait(server: str, model: Path, number: int) -> None:
             if max(control.ready().get(model.name, {0})) == number:
                 print(f"{model.name}: {number} serves, {time.monotonic() - begun:.1f} s later")
                 return
+            at.pull()
             mark = withdrawn(model).get(number)
             newest = _newest(model) if mark is None else number
             if newest != number:
@@ -343,17 +303,17 @@ def _wait(server: str, model: Path, number: int) -> None:
                 return
             if mark is not None:
                 raise ServingError(f"{model.name}: version {number} was refused: {mark.reason}")
-            time.sleep(0.05)
+            time.sleep(at.pause)
     finally:
         control.close()
     raise ServingError(f"{model.name}: version {number} does not serve after {_PATIENCE:.0f} s; does a watcher run?")
 
 
-def _model(repository: Path, name: str) -> Path:
-    known = [model.name for model in models(repository)]
+def _model(at: Repository, name: str) -> Path:
+    known = [model.name for model in models(at.folder)]
     if name not in known:
-        raise ServingError(f"{repository}: no model {name!r}; there are {', '.join(known) or 'none'}")
-    return repository / name
+        raise ServingError(f"{at.folder}: no model {name!r}; there are {', '.join(known) or 'none'}")
+    return at.folder / name
 
 
 def _number(text: str) -> int:

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from headrace.cli.repository import RepositoryArgument
 from headrace.rig.process import Rig, die_with_parent
 
 
@@ -70,7 +71,7 @@ def kafka(
 
 
 def serve(
-    repository: Annotated[Path, typer.Argument(metavar="REPOSITORY", help="The folder of models.")],
+    repository: RepositoryArgument,
     grpc_port: Annotated[int, _port("Port of the gRPC service; 0 takes a free one.")] = 8001,
     http_port: Annotated[int, _port("Port of HTTP and health; 0 takes a free one.")] = 8000,
     metrics_port: Annotated[int, _port("Port of Triton's own metrics; 0 takes a free one.")] = 8002,

@@ -12,6 +12,7 @@ from headrace.rig.triton import TritonRig
 from headrace.watching import Watching
 from serving.control import TritonControl
 from serving.errors import ServingError
+from serving.store import repository_for_watching
 from serving.view import View
 from serving.watch import Event
 
@@ -22,7 +23,7 @@ class ServedRepository(Rig):
     """One tritonserver over a view of its own, and a watcher of the repository.
 
     Args:
-        repository: the model repository.
+        repository: the model repository: a folder, or the URL of an object store.
         grpc_port: 0 takes a free one; so for the others.
         http_port: of health and of the HTTP interface.
         metrics_port: of Triton's own metrics.
@@ -33,7 +34,7 @@ class ServedRepository(Rig):
 
     def __init__(
         self,
-        repository: Path,
+        repository: str | Path,
         grpc_port: int = 0,
         http_port: int = 0,
         metrics_port: int = 0,
@@ -41,12 +42,12 @@ class ServedRepository(Rig):
         probe: float = 10.0,
         told: Callable[[Event], None] = lambda event: None,
     ) -> None:
-        if not repository.is_dir():
+        self._folder = tempfile.TemporaryDirectory(prefix="headrace-view-", ignore_cleanup_errors=True)
+        self._repository = repository_for_watching(str(repository), Path(self._folder.name))
+        if not self._repository.folder.is_dir():
             raise ServingError(f"{repository}: no such model repository; a repository is a folder of models")
-        self._repository = repository
         self._times = (settle, probe)
         self._heard = told
-        self._folder = tempfile.TemporaryDirectory(prefix="headrace-view-", ignore_cleanup_errors=True)
         self._view = Path(self._folder.name) / "models"
         self._view.mkdir()
         try:
@@ -88,7 +89,7 @@ class ServedRepository(Rig):
         try:
             if not control.ready():
                 reasons = "\n".join(self._reasons) or "no model in it; expected <model>/<version>/model.savedmodel/"
-                raise ServerFailed(f"{self._repository}: nothing that can be served:\n{reasons}")
+                raise ServerFailed(f"{self._repository.folder}: nothing that can be served:\n{reasons}")
         finally:
             control.close()
 

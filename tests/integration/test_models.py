@@ -157,3 +157,54 @@ def test_a_watcher_beside_a_triton_is_killed_and_another_goes_on(tmp_path: Path)
             process.signal(signal.SIGTERM)
             assert process.wait() == 0
         control.close()
+
+
+def test_a_repository_in_an_object_store_is_served_published_to_and_rolled_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    url = f"file://{tmp_path}/store/models"
+    assert headrace("models", "publish", str(FRAUD / "1"), url).stdout == "published fraud 1\n"
+    with ServedRepository(url, settle=1.0) as served:
+        control = TritonControl(served.address)
+        assert control.ready() == {"fraud": {1}}
+        done = headrace("models", "publish", str(FRAUD / "2"), url, "--server", served.address)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith("published fraud 2\nfraud: 2 serves, ")
+        done = headrace("models", "rollback", url, "fraud", "--server", served.address)
+        assert done.returncode == 0, done.stderr
+        assert control.ready() == {"fraud": {1}}
+        listed = json.loads(headrace("models", "list", "--server", served.address, "--json").stdout)
+        assert {(row["version"], row["state"].partition(":")[0]) for row in listed} == {
+            (1, "READY"),
+            (2, "UNAVAILABLE"),
+        }
+        control.close()
+    assert "withdrawn: taken back by hand" in headrace("models", "list", url).stdout
+    assert headrace("models", "prune", url).returncode == 0
+    assert "no model 'churn'; there are fraud" in headrace("models", "pin", url, "churn", "1").stderr
+
+
+def test_two_servers_of_one_repository_come_to_the_same(tmp_path: Path) -> None:
+    repository = tmp_path / "repository"
+    shutil.copytree(FRAUD / "1", repository / "fraud" / "1")
+    with ServedRepository(repository, settle=1.0) as one, ServedRepository(repository, settle=1.0) as two:
+        controls = [TritonControl(served.address) for served in (one, two)]
+
+        def both() -> list[dict[str, set[int]]]:
+            return [control.ready() for control in controls]
+
+        assert both() == [{"fraud": {1}}] * 2
+        shutil.copytree(FRAUD / "2", repository / "fraud" / "2")
+        until(lambda: both() == [{"fraud": {1, 2}}] * 2, 60, "both load version 2")
+        bad = repository / "fraud" / ".3"
+        shutil.copytree(FRAUD / "2", bad)
+        shutil.copy2(FRAUD / "1" / GOLDEN, bad / GOLDEN)
+        (bad / "manifest.json").unlink()
+        bad.rename(repository / "fraud" / "3")
+        until(lambda: 3 in withdrawn(repository / "fraud"), 60, "one of them refuses version 3")
+        done = headrace("models", "rollback", str(repository), "fraud", "--server", one.address)
+        assert done.returncode == 0, done.stderr
+        until(lambda: both() == [{"fraud": {1}}] * 2, 60, "both roll back")
+        for control in controls:
+            control.close()
