@@ -87,10 +87,10 @@ async def _prepare(
     config: Pipeline, server: ModelServer, telemetry: Telemetry, health: Health, on_ready: Callable[[], None]
 ) -> Flow:
     async with asyncio.TaskGroup() as both:
-        describing = both.create_task(_reach_model(server, telemetry))
+        describing = both.create_task(_reach_model(server, telemetry, health))
         inspecting = both.create_task(_reach_topics(config, telemetry))
     model, topics = describing.result(), inspecting.result()
-    health.model_ready = True
+    health.model_missing = ""
     plan = Plan.compile(config, model)
     if plan.max_events < config.batch.max_events:
         log.info("batch_capped", max_events=plan.max_events, because=f"max_batch_size of model {model.name}")
@@ -112,7 +112,7 @@ async def _prepare(
     )
 
 
-async def _reach_model(server: ModelServer, telemetry: Telemetry) -> ModelSpec:
+async def _reach_model(server: ModelServer, telemetry: Telemetry, health: Health) -> ModelSpec:
     backoff = Backoff(0.2, 5.0, random.Random())
     said = ""
     while True:
@@ -122,6 +122,7 @@ async def _reach_model(server: ModelServer, telemetry: Telemetry) -> ModelSpec:
             if error.disposition is Disposition.STOP:
                 raise PipelineStopped(str(error)) from error
             telemetry.retry("model")
+            health.model_missing = str(error)
             if error.code != said:
                 said = error.code
                 log.warning("model_not_ready", error=str(error), action="trying again")

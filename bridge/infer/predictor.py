@@ -266,13 +266,13 @@ class Predictor:
 
     def _away(self, error: InferenceError) -> None:
         self._telemetry.retry("model")
-        if self._health.model_ready:
-            self._health.model_ready = False
+        ready, self._health.model_missing = not self._health.model_missing, str(error)
+        if ready:
             log.warning("model_away", error=str(error), action="intake paused, trying again")
 
     def _answers(self) -> None:
-        if not self._health.model_ready:
-            self._health.model_ready = True
+        if self._health.model_missing:
+            self._health.model_missing = ""
             log.info("model_answers")
 
     async def _follow(self, version: str) -> None:
@@ -286,4 +286,4 @@ class Predictor:
         self._telemetry.inference(self._model.name, version, code).observe(time.perf_counter() - started)
 
     def __repr__(self) -> str:
-        return f"<Predictor {self._server!r} ready={self._health.model_ready}>"
+        return f"<Predictor {self._server!r} {self._health!r}>"

@@ -19,8 +19,8 @@ class Health:
         self._turned = clock()
         self.assigned = False
         """The group has given this member its partitions, perhaps none."""
-        self.model_ready = False
-        """The last call to the model was answered."""
+        self.model_missing = "the model has not answered yet"
+        """Why the model does not answer, in one sentence; empty when the last call was answered."""
         self.draining = False
 
     def turn(self) -> None:
@@ -39,8 +39,8 @@ class Health:
             missing.append("draining")
         if not self.assigned:
             missing.append("waiting for the consumer group")
-        if not self.model_ready:
-            missing.append("the model does not answer")
+        if self.model_missing:
+            missing.append(self.model_missing)
         return (False, "; ".join(missing)) if missing else (True, "ready")
 
     def __repr__(self) -> str:

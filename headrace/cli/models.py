@@ -239,8 +239,10 @@ def diff(repository: RepositoryArgument, model: ModelArgument, old: int, new: in
 def _list_served(states: dict[tuple[str, str], str], server: str | None, as_json: bool) -> None:
     if server is None:
         raise typer.BadParameter("say which: a repository, or a server by --server", param_hint="REPOSITORY")
-    found = [{"model": model, "version": int(number), "state": told} for (model, number), told in states.items()]
-    found.sort(key=lambda row: (row["model"], row["version"]))
+    found = [
+        {"model": model, "version": number, "state": told}
+        for model, number, told in sorted((model, int(n), told) for (model, n), told in states.items() if n)
+    ]
     if as_json:
         print_json(found)
     else:

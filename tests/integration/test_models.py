@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 
 from headrace.rig.process import ServerProcess
+from headrace.rig.served import ServedRepository
 from headrace.rig.triton import TritonRig
 from serving.control import TritonControl
 from serving.formats import load
 from serving.golden import FILE as GOLDEN
+from serving.marks import withdrawn
 from tests import onnx_models
 from tests.served import Served
 from tests.support import headrace, until

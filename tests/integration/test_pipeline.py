@@ -72,6 +72,20 @@ def test_events_become_results_alerts_and_metrics(broker: Broker, triton: Triton
     assert not any(line["level"] in ("warning", "error") for line in bridge.logs())
 
 
+def test_a_pinned_version_that_is_not_there_is_waited_for_and_named(
+    broker: Broker, triton: TritonRig, tmp_path: Path
+) -> None:
+    topics = broker.topics()
+    broker.produce(topics["events"], numbered(3))
+    with running(dense(broker, triton, topics, model={"version": 7}), tmp_path, ready=False) as bridge:
+        until(lambda: bridge.logged("observing"))
+        until(lambda: "model 'dense' version 7 at " in bridge.get("/health/ready")[1])
+        assert bridge.get("/health/ready")[0] == 503
+        assert bridge.get("/health/live") == (200, "live\n")
+        assert bridge.terminate() == 0
+    assert broker.count(topics["results"], topics["letters"]) == 0
+
+
 BAD = {
     "decode": [b"no json", b"[1,2]", None, b"1,2", b"[3", b"4]", b'{"a":1},{"a":2}', b'"open', b'{"f0":NaN}', b"\xff\x00"],
     "mapping": [

@@ -201,7 +201,7 @@ def test_a_changed_signature_stops_the_flow_instead_of_blaming_events(virtual_ti
 def test_an_outage_pauses_the_intake_and_costs_no_event(virtual_time: asyncio.Runner) -> None:
     w = world(batch={"max_events": 4, "in_flight": 2})
     w.server.available = False
-    w.health.model_ready = True
+    w.health.model_missing = ""
 
     async def body() -> None:
         for partition in range(PARTITIONS):
@@ -209,7 +209,7 @@ def test_an_outage_pauses_the_intake_and_costs_no_event(virtual_time: asyncio.Ru
         await asyncio.sleep(120)
         assert w.broker.records("results") == []
         assert w.letters() == []
-        assert not w.health.model_ready
+        assert w.health.model_missing
         # Bounded: what is in flight, the queue, and one poll.
         assert w.metric("headrace_records_total", stage="source", outcome="consumed") <= 4 * 2 + 4 * 3 + 8
         assert w.metric("headrace_paused_partitions") == PARTITIONS
@@ -220,7 +220,7 @@ def test_an_outage_pauses_the_intake_and_costs_no_event(virtual_time: asyncio.Ru
 
     virtual_time.run(flowing(w, body))
     assert w.committed() == [100, 100, 100]
-    assert w.health.model_ready
+    assert not w.health.model_missing
     assert w.metric("headrace_retries_total", cause="model") > 10
 
 
@@ -408,7 +408,7 @@ def test_results_that_come_after_their_partition_has_gone_are_dropped(virtual_ti
 
 def test_a_model_that_is_slow_to_fail_is_not_called_ready_in_between(virtual_time: asyncio.Runner) -> None:
     w = world()
-    w.health.model_ready = True
+    w.health.model_missing = ""
     w.events([{"x": 1}])
 
     async def hang(*_: Any) -> Any:
@@ -418,10 +418,10 @@ def test_a_model_that_is_slow_to_fail_is_not_called_ready_in_between(virtual_tim
     w.server.infer = hang  # type: ignore[method-assign]
 
     async def body() -> None:
-        await until(lambda: not w.health.model_ready)
+        await until(lambda: w.health.model_missing)
         for _ in range(200):
             await asyncio.sleep(1)
-            assert not w.health.model_ready
+            assert w.health.model_missing
 
     virtual_time.run(flowing(w, body))
 
@@ -551,11 +551,11 @@ def test_an_idle_pipeline_notices_that_the_model_is_gone_and_back(virtual_time: 
     w = world()
 
     async def body() -> None:
-        await until(lambda: w.health.model_ready)
+        await until(lambda: not w.health.model_missing)
         w.server.available = False
-        await until(lambda: not w.health.model_ready, 15)
+        await until(lambda: w.health.model_missing, 15)
         w.server.available = True
-        await until(lambda: w.health.model_ready, 15)
+        await until(lambda: not w.health.model_missing, 15)
 
     virtual_time.run(flowing(w, body))
 

@@ -76,9 +76,9 @@ def test_health_over_http() -> None:
         assert get(server.address, "/health/live") == (200, "live\n")
         assert get(server.address, "/health/ready") == (
             503,
-            "waiting for the consumer group; the model does not answer\n",
+            "waiting for the consumer group; the model has not answered yet\n",
         )
-        health.assigned = health.model_ready = True
+        health.assigned, health.model_missing = True, ""
         assert get(server.address, "/health/ready") == (200, "ready\n")
         health.draining = True
         assert get(server.address, "/health/ready") == (503, "draining\n")
