@@ -10,7 +10,7 @@ SEED    ?= 1
 MINUTES ?= 20
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fault-rows faults lint protos models bench bench-check trouble outcomes swaps peers docs clean
+.PHONY: help demo test fault-rows faults lint protos models bench bench-check trouble outcomes swaps backends interop peers docs clean
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 18
@@ -50,6 +50,19 @@ outcomes: $(READY) ## what comes of every event when one cannot be read, and whe
 
 swaps: $(READY) ## 50 model versions published, dropped in and rolled back under 5,000 events/s (ARGS="--swaps 5")
 	@$(BIN)/python -m loadtest.swaps $(ARGS)
+
+backends: $(READY) ## the backend beside its frameworks called directly, at batches of 1 to 1,024 (ARGS="--rounds 5")
+	@$(BIN)/python -m loadtest.backends $(ARGS)
+
+interop: $(READY) ## other people's servers: the whole bridge on MLServer, a model repository in an S3
+	@for name in mlserver s3; do \
+	  [ -x .peers/interop-$$name/bin/python ] || { \
+	    "$(PYTHON)" -m venv .peers/interop-$$name && \
+	    .peers/interop-$$name/bin/pip install --quiet --disable-pip-version-check --requirement tests/interop/$$name-requirements.txt; \
+	  } || exit 1; \
+	done
+	@$(BIN)/pytest tests/interop $(ARGS)
+	@.peers/interop-s3/bin/python tests/interop/s3.py
 
 peers: $(READY) ## install the peers that headrace bench can measure, each in an environment of its own
 	@for list in loadtest/peers/*/requirements.txt; do \
