@@ -56,9 +56,10 @@ backends: $(READY) ## the backend beside its frameworks called directly, at batc
 
 interop: $(READY) ## other people's servers: the whole bridge on MLServer, a model repository in an S3
 	@for name in mlserver s3; do \
-	  [ -x .peers/interop-$$name/bin/python ] || { \
+	  [ -e .peers/interop-$$name/.ready ] || { \
 	    "$(PYTHON)" -m venv .peers/interop-$$name && \
-	    .peers/interop-$$name/bin/pip install --quiet --disable-pip-version-check --requirement tests/interop/$$name-requirements.txt; \
+	    .peers/interop-$$name/bin/pip install --quiet --disable-pip-version-check --requirement tests/interop/$$name-requirements.txt && \
+	    touch .peers/interop-$$name/.ready; \
 	  } || exit 1; \
 	done
 	@$(BIN)/pytest tests/interop $(ARGS)

@@ -1,5 +1,6 @@
 """A watcher at work: turn after turn until it is stopped, with logs, metrics and health."""
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -54,6 +55,7 @@ class Watching:
         self._known: set[str] = set()
         self._next = 0.0
         self._trouble = ""
+        self._taken = False
         self.settled = threading.Event()
         """Set once a turn has found nothing more to do."""
         registry = CollectorRegistry()
@@ -88,23 +90,26 @@ class Watching:
             stop.wait(self._interval)
 
     def _exchange(self) -> bool:
-        """With where versions are dropped in; while that is away, what has come by then is served on."""
+        """With where versions are dropped in; while that is away, what has come by then is served on.
+
+        Returns:
+            Whether all that is there has come.
+        """
         now = time.monotonic()
         if now < self._next:
-            return True
-        try:
-            if self._next:
-                self._repository.push()
-            self._repository.pull()
-        except ServingError as error:
-            if str(error) != self._trouble:
-                self._note(Event("trouble", "", 0, str(error)))
-            self._trouble = str(error)
-            return False
-        finally:
-            self._next = now + self._repository.pause
-        self._trouble = ""
-        return True
+            return self._taken
+        trouble = ""
+        for exchange in (self._repository.pull, self._repository.push):
+            try:
+                exchange()
+                self._taken = self._taken or exchange == self._repository.pull
+            except ServingError as error:  # one that cannot be written to can still be read
+                trouble = str(error)
+        if trouble and trouble != self._trouble:
+            self._note(Event("trouble", "", 0, trouble))
+        self._trouble = trouble
+        self._next = time.monotonic() + self._repository.pause
+        return self._taken
 
     def live(self) -> tuple[bool, str]:
         """See `Probes`."""
@@ -116,7 +121,10 @@ class Watching:
         return self.settled.is_set(), "watching" if self.settled.is_set() else "versions are being loaded"
 
     def close(self) -> None:
-        """Let go of the server, its view and the endpoints."""
+        """Let go of the repository, the server, its view and the endpoints."""
+        with contextlib.suppress(ServingError):
+            self._repository.push()  # what was decided since the last exchange
+        self._repository.close()
         self._control.close()
         self._view.close()
         if self._observe:

@@ -65,12 +65,11 @@ def check(folder: Path, within: Path, signature: str = DEFAULT_SIGNATURE) -> Non
         if not os.access(path, os.R_OK):
             raise ServingError(f"{path}: cannot be read: permission denied")
     model = stored_model(folder)
-    if read_manifest(folder) is None:
-        model.check_files()
-    else:
+    if read_manifest(folder) is not None:
         problems = verify(folder)
         if problems:
             raise ServingError("; ".join(problems))
+    model.check_files()
     model.signature(signature)
     read_golden(folder)
 

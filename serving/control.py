@@ -71,6 +71,18 @@ class TritonControl:
             for item in index.models
         }
 
+    def traffic(self) -> dict[tuple[str, str], int]:
+        """(model, version) -> rows that it has answered since it was loaded, golden requests among them.
+
+        Raises:
+            ServerAway: the server does not answer.
+        """
+        try:
+            found = self._client.get_inference_statistics(client_timeout=10)
+        except InferenceServerException as error:
+            raise self._failed(error, "it does not answer") from None
+        return {(item.name, item.version): item.inference_count for item in found.model_stats}
+
     def ready(self) -> dict[str, set[int]]:
         """Model -> its versions that serve.
 

@@ -6,6 +6,7 @@ warm-up requests, a manifest with quality and drift reference, and a card for pe
 is run by what will serve it, and must give the same answers.
 """
 
+import contextlib
 import inspect
 import shutil
 import tempfile
@@ -30,6 +31,7 @@ from serving.modelconfig import DEFAULT as DEFAULT_CONFIG
 from serving.modelconfig import FILE as CONFIG
 from serving.publish import check_name, publish
 from serving.signature import DEFAULT_SIGNATURE, Tensor
+from serving.store import repository_at
 
 CARD = "card.md"
 Rows = Mapping[str, npt.ArrayLike] | npt.ArrayLike
@@ -59,7 +61,7 @@ def export(
     Args:
         model: a Keras model; a `tf.Module`; a SavedModel's folder; or an ONNX model's file, which PyTorch writes with
             `torch.onnx.export`.
-        repository: of models; made if need be.
+        repository: of models, a folder or the URL of an object store; made if need be.
         name: the model's name in it.
         golden: a few rows, such as the first of the held-out ones.
         answers: of the model in training to these rows, where `model` is a folder or a file and cannot be asked for
@@ -77,7 +79,7 @@ def export(
         new_contract: whether it may have other inputs and outputs than the version before.
 
     Returns:
-        The version's folder.
+        The version's folder; in the copy of an object store.
 
     Raises:
         ServingError: it cannot be exported, what serves it answers otherwise than the model in training, or it breaks
@@ -117,8 +119,11 @@ def export(
         )
         (place / CARD).write_text(_card(describe()))
         describe()  # once more, with the card among its files
-        _configure(Path(repository) / name, stored.platform)
-        return publish(place, Path(repository), name, version, new_contract)
+        with contextlib.closing(repository_at(repository)) as at:
+            _configure(at.folder / name, stored.platform)
+            target = publish(place, at.folder, name, version, new_contract)
+            at.push()
+        return target
 
 
 def _save(

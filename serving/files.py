@@ -16,5 +16,6 @@ def copy_folder(source: Path, target: Path) -> None:
     except shutil.Error as error:
         # It holds a text for each file: "[Errno 28] No space left on device: 'from' -> 'to'".
         told = str(error.args[0][0][2]) if error.args[0] else str(error)
+        number = re.match(r"\[Errno (\d+)\]", told)
         reason = re.sub(r"^\[Errno \d+\] |: '.*$", "", told, flags=re.DOTALL)
-        raise OSError(0, reason) from None
+        raise OSError(int(number[1]) if number else 0, reason) from None

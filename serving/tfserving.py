@@ -7,21 +7,25 @@ label: `stable` moves to a new version when that has given the answers of its go
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence, Set
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import grpc
 import numpy as np
 import numpy.typing as npt
+from google.protobuf import text_format
 
 from serving._pb import tensorflow_serving_pb2 as pb
 from serving.arrays import Arrays
 from serving.completeness import VERSION
 from serving.datatypes import BY_TENSORFLOW, STRING
 from serving.errors import ServerAway, ServerBusy, ServingError
-from serving.formats import read_signature
+from serving.formats import read_signature, stored_model
+from serving.formats.savedmodel import SavedModel
 from serving.golden import ask_golden, read_golden
 from serving.modelconfig import read_config
+from serving.repository import models, serving_order
 
 State = tuple[set[int], int | None]
 """The versions of a model, and the stable one."""
@@ -150,18 +154,7 @@ class TensorFlowServingControl:
 
     def _reload(self, states: Mapping[str, State]) -> None:
         """All models anew: what is not named is unloaded."""
-        request = pb.ReloadRequest()
-        request.config.model_config_list.SetInParent()
-        for model, (versions, stable) in sorted(states.items()):
-            if not versions:
-                continue
-            config = request.config.model_config_list.config.add(
-                name=model, base_path=str(self._base / model), model_platform="tensorflow"
-            )
-            config.model_version_policy.specific.versions.extend(sorted(versions))
-            if stable is not None:
-                config.version_labels[LABEL] = stable
-        answer = self._call("reload", request)
+        answer = self._call("reload", pb.ReloadRequest(config=_configuration(states, self._base)))
         if answer.status.error_code:
             raise ServingError(f"{self._address}: {answer.status.error_message}")
 
@@ -200,6 +193,48 @@ class TensorFlowServingControl:
             elif code is grpc.StatusCode.NOT_FOUND or "servable version label" in details:
                 kind = _NotFound
             raise kind(f"{self._address}: {code.name}: {details}") from None
+
+
+def config_file(repository: Path, base: Path | None = None) -> str:
+    """What --model_config_file of a TensorFlow Serving names: the versions that may serve now, and the stable one.
+
+    Args:
+        repository: of models, in its layout.
+        base: the same folder, as the server sees it.
+
+    Raises:
+        ServingError: a version is in another layout, or something cannot be read.
+    """
+    states: dict[str, State] = {}
+    for model in models(repository):
+        order = list(islice(serving_order(model), read_config(model).keep))
+        for number in order:
+            version = model / str(number)
+            stored = stored_model(version)
+            if stored.platform != SavedModel.platform:
+                raise ServingError(f"{version}: TensorFlow Serving serves SavedModels, and this is none")
+            if stored.path != version:
+                raise ServingError(
+                    f"{version}: TensorFlow Serving reads saved_model.pb in the version's folder itself; "
+                    "headrace models watch --kind tfserving fills a view with it"
+                )
+        states[model.name] = set(order), next(iter(order), None)
+    return text_format.MessageToString(_configuration(states, base or repository.resolve()))
+
+
+def _configuration(states: Mapping[str, State], base: Path) -> pb.ModelServerConfig:
+    found = pb.ModelServerConfig()
+    found.model_config_list.SetInParent()
+    for model, (versions, stable) in sorted(states.items()):
+        if not versions:
+            continue
+        config = found.model_config_list.config.add(
+            name=model, base_path=str(base / model), model_platform="tensorflow"
+        )
+        config.model_version_policy.specific.versions.extend(sorted(versions))
+        if stable is not None:
+            config.version_labels[LABEL] = stable
+    return found
 
 
 class _NotFound(ServingError):

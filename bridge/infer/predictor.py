@@ -266,7 +266,7 @@ class Predictor:
 
     def _away(self, error: InferenceError) -> None:
         self._telemetry.retry("model")
-        ready, self._health.model_missing = not self._health.model_missing, str(error)
+        ready, self._health.model_missing = not self._health.model_missing, str(error) or repr(error)
         if ready:
             log.warning("model_away", error=str(error), action="intake paused, trying again")
 

@@ -1,5 +1,6 @@
 """models: what a repository holds, what serves, and putting versions in and taking them back."""
 
+import contextlib
 import json
 import sys
 import time
@@ -40,9 +41,9 @@ def list_models(
 
     With --server alone: what that server has loaded, wherever its repository is.
     """
-    states = _states(server)
+    states, traffic = _told(server)
     if repository is None:
-        _list_served(states, server, as_json)
+        _list_served(states, traffic, server, as_json)
         return
     folder = repository_at(repository).folder
     found = list(versions(folder))
@@ -66,18 +67,20 @@ def list_models(
                     "files": _files(version),
                     "quality": version.manifest.quality if version.manifest else {},
                     "bytes": version.size,
+                    "rows": traffic.get((version.model, str(version.number))),
                     "description": version.manifest.description if version.manifest else "",
                 }
                 for version in found
             ]
         )
         return
-    columns = ("model", "version", "state", "quality", "size", "age", "files", "description")
+    columns = ("model", "version", "state", "rows", "quality", "size", "age", "files", "description")
     rows = [
         (
             version.model,
             version.number,
             state[version.folder],
+            traffic.get((version.model, str(version.number))),
             ", ".join(f"{k} {v}" for k, v in version.manifest.quality.items()) if version.manifest else "",
             size_text(version.size),
             _age(version.folder),
@@ -219,6 +222,23 @@ def prune(
 
 
 @app.command()
+def config(
+    repository: RepositoryArgument,
+    base: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The same folder, as the server sees it; else as it is here.")
+    ] = None,
+) -> None:
+    """Print the model config file of a TensorFlow Serving that runs without a watcher.
+
+    It names the versions that may serve, and `stable`, the one that does: start the server with
+    --allow_version_labels_for_unavailable_models, since a label may otherwise go to loaded versions only.
+    """
+    from serving.tfserving import config_file
+
+    print(config_file(repository_at(repository).folder, base), end="")
+
+
+@app.command()
 def diff(repository: RepositoryArgument, model: ModelArgument, old: int, new: int, as_json: JsonOption = False) -> None:
     """Compare two versions: signature, size, quality, and their answers to the old one's golden requests."""
     from serving.compare import compare
@@ -236,17 +256,19 @@ def diff(repository: RepositoryArgument, model: ModelArgument, old: int, new: in
     print_table(f"{model}", ("", str(old), str(new)), rows)
 
 
-def _list_served(states: dict[tuple[str, str], str], server: str | None, as_json: bool) -> None:
+def _list_served(
+    states: dict[tuple[str, str], str], traffic: dict[tuple[str, str], int], server: str | None, as_json: bool
+) -> None:
     if server is None:
         raise typer.BadParameter("say which: a repository, or a server by --server", param_hint="REPOSITORY")
     found = [
-        {"model": model, "version": number, "state": told}
+        {"model": model, "version": number, "state": told, "rows": traffic.get((model, str(number)))}
         for model, number, told in sorted((model, int(n), told) for (model, n), told in states.items() if n)
     ]
     if as_json:
         print_json(found)
     else:
-        print_table(server, ("model", "version", "state"), [tuple(row.values()) for row in found])
+        print_table(server, ("model", "version", "state", "rows"), [tuple(row.values()) for row in found])
 
 
 def _tell_misnamed(repository: Path) -> None:
@@ -255,14 +277,15 @@ def _tell_misnamed(repository: Path) -> None:
             print(f"{model / name}: {NO_VERSION}", file=sys.stderr)
 
 
-def _states(server: str | None) -> dict[tuple[str, str], str]:
+def _told(server: str | None) -> tuple[dict[tuple[str, str], str], dict[tuple[str, str], int]]:
+    """What a server says of (model, version): its state, and the rows it has answered."""
     if server is None:
-        return {}
+        return {}, {}
     from serving.control import TritonControl
 
     control = TritonControl(server)
     try:
-        return control.states()
+        return control.states(), control.traffic()
     finally:
         control.close()
 
@@ -297,7 +320,8 @@ def _wait(server: str, at: Repository, model: Path, number: int) -> None:
             if max(control.ready().get(model.name, {0})) == number:
                 print(f"{model.name}: {number} serves, {time.monotonic() - begun:.1f} s later")
                 return
-            at.pull()
+            with contextlib.suppress(ServingError):  # away for a moment: it is done, and can be waited for
+                at.pull()
             mark = withdrawn(model).get(number)
             newest = _newest(model) if mark is None else number
             if newest != number:
@@ -314,7 +338,7 @@ def _wait(server: str, at: Repository, model: Path, number: int) -> None:
 def _model(at: Repository, name: str) -> Path:
     known = [model.name for model in models(at.folder)]
     if name not in known:
-        raise ServingError(f"{at.folder}: no model {name!r}; there are {', '.join(known) or 'none'}")
+        raise ServingError(f"{at.name}: no model {name!r}; there are {', '.join(known) or 'none'}")
     return at.folder / name
 
 

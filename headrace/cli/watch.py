@@ -65,9 +65,9 @@ def watch(
         raise typer.BadParameter(f"{view} and {repository} must not lie in each other", param_hint="--view")
     if base is not None and kind is not Kind.TFSERVING:
         raise typer.BadParameter("only a TensorFlow Serving is told where its models are", param_hint="--base")
+    at = repository_for_watching(repository, view / ".copy")
     made = View(view, flat=kind is Kind.TFSERVING)
     control = TensorFlowServingControl(server, view, base) if kind is Kind.TFSERVING else TritonControl(server)
-    at = repository_for_watching(repository, view / ".copy")
     watching = Watching(at, made, control, seconds, observe=observe)
     stop = threading.Event()
 

@@ -43,9 +43,13 @@ class ServedRepository(Rig):
         told: Callable[[Event], None] = lambda event: None,
     ) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="headrace-view-", ignore_cleanup_errors=True)
-        self._repository = repository_for_watching(str(repository), Path(self._folder.name))
-        if not self._repository.folder.is_dir():
-            raise ServingError(f"{repository}: no such model repository; a repository is a folder of models")
+        try:
+            self._repository = repository_for_watching(str(repository), Path(self._folder.name))
+            if not self._repository.folder.is_dir():
+                raise ServingError(f"{repository}: no such model repository; a repository is a folder of models")  # noqa: TRY301
+        except ServingError:
+            self._folder.cleanup()
+            raise
         self._times = (settle, probe)
         self._heard = told
         self._view = Path(self._folder.name) / "models"
@@ -89,7 +93,7 @@ class ServedRepository(Rig):
         try:
             if not control.ready():
                 reasons = "\n".join(self._reasons) or "no model in it; expected <model>/<version>/model.savedmodel/"
-                raise ServerFailed(f"{self._repository.folder}: nothing that can be served:\n{reasons}")
+                raise ServerFailed(f"{self._repository.name}: nothing that can be served:\n{reasons}")
         finally:
             control.close()
 

@@ -1,5 +1,6 @@
 """ONNX models: what one says of itself, read from the protobuf alone, without ONNX Runtime."""
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,10 +64,15 @@ class OnnxModel:
         for tensor in self._graph().initializer:
             where = {entry.key: entry.value for entry in tensor.external_data}
             if "location" in where:
-                path = self.path.parent / where["location"]
-                if not path.resolve().is_relative_to(self.path.parent.resolve()):
+                name = os.path.normpath(where["location"])
+                if name.startswith(("..", "/")):  # by its name: where links may lead is for others to say
                     raise ServingError(f"{self.path}: weights in {where['location']}, which is not beside it")
-                found[path] = max(found.get(path, 0), int(where.get("offset", 0)) + int(where.get("length", 0)))
+                try:
+                    size = int(where.get("offset", 0)) + int(where.get("length", 0))
+                except ValueError:
+                    raise ServingError(f"{self.path}: not an ONNX model, or copied in part") from None
+                path = self.path.parent / name
+                found[path] = max(found.get(path, 0), size)
         return found
 
     def _graph(self) -> pb.Graph:

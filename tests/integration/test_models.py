@@ -45,6 +45,7 @@ def test_a_version_is_published_rolled_back_restored_and_pinned(served: Served) 
     state = {row["version"]: row["state"] for row in listed}
     assert "withdrawn: worse than before" in state[new]
     assert state[before] == "READY, serves"
+    assert {row["version"]: row["rows"] is not None for row in listed}[before]
 
     done = headrace("models", "restore", repository, "fraud", str(new), *at)
     assert (done.returncode, max(served.ready)) == (0, new), done.stderr

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,14 +10,19 @@ from typing import Any
 
 import grpc
 import pytest
+from google.protobuf import text_format
+from tensorflow_serving.config import model_server_config_pb2
 
 from bridge.config.model import Model
 from bridge.infer import Disposition, InferenceError
 from bridge.infer.tfserving import TensorFlowServing
+from headrace.rig.process import ServerProcess
 from headrace.rig.triton import TritonRig
-from tests.support import Broker, pipeline, running, serving_of, until
+from serving.tfserving import TensorFlowServingControl
+from tests.support import Broker, headrace, pipeline, running, serving_of, until
 
 REPOSITORY = Path(__file__).parents[2] / "model_repository"
+FRAUD = REPOSITORY / "fraud"
 
 
 def run(broker: Broker, tmp_path: Path, address: str, name: str, events: list[Any], **model: Any) -> list[bytes]:
@@ -127,3 +133,38 @@ def test_one_that_is_not_there_is_away() -> None:
     with pytest.raises(InferenceError) as caught:
         asked("127.0.0.1:9", name="m")
     assert (caught.value.disposition, caught.value.code) == (Disposition.RETRY, grpc.StatusCode.UNAVAILABLE.name)
+
+
+def test_a_watcher_brings_versions_to_it(tmp_path: Path) -> None:
+    repository, view = tmp_path / "repository", tmp_path / "view"
+    shutil.copytree(FRAUD / "1", repository / "fraud" / "1")
+    view.mkdir()
+    with serving_of(view) as address:
+        command = [sys.executable, "-m", "headrace", "models", "watch", str(repository), "--server", address]
+        options = ["--kind", "tfserving", "--view", str(view), "--settle", "1s"]
+        control = TensorFlowServingControl(address, view)
+        with ServerProcess("watch", [*command, *options], tmp_path / "log") as process:
+            process.wait_ready(lambda: "\nready" in "\n" + process.log.read_text(), 60)
+            assert control.ready() == {"fraud": {1}}
+            shutil.copytree(FRAUD / "2", repository / "fraud" / "2")
+            until(lambda: control.ready() == {"fraud": {1, 2}}, 60, "version 2 is loaded, proved and labelled")
+            assert headrace("models", "rollback", str(repository), "fraud").returncode == 0
+            until(lambda: control.ready() == {"fraud": {1}}, 60, "version 1 is the stable one")
+            process.stop()
+        control.close()
+
+
+def test_a_configuration_file_names_what_may_serve(tmp_path: Path) -> None:
+    for number in ("1", "2", "3"):
+        shutil.copytree(FRAUD / "1" / "model.savedmodel", tmp_path / "fraud" / number)
+    assert headrace("models", "rollback", str(tmp_path), "fraud").returncode == 0
+    done = headrace("models", "config", str(tmp_path), "--base", "/models")
+    official = model_server_config_pb2.ModelServerConfig()
+    text_format.Parse(done.stdout, official)
+    (config,) = official.model_config_list.config
+    assert (config.name, config.base_path, config.model_platform) == ("fraud", "/models/fraud", "tensorflow")
+    assert sorted(config.model_version_policy.specific.versions) == [1, 2]
+    assert dict(config.version_labels) == {"stable": 2}
+    done = headrace("models", "config", str(FRAUD.parent))
+    assert done.returncode == 1
+    assert "TensorFlow Serving reads saved_model.pb in the version's folder itself" in done.stderr

@@ -31,8 +31,16 @@ FRAUD = ROOT / "model_repository" / "fraud"
 
 def check(folder: Path) -> None:
     """Two people, one store."""
-    s3fs.S3FileSystem().mkdir("bucket")
-    one, two = (Store("s3://bucket/models", folder / name) for name in ("one", "two"))
+    s3 = s3fs.S3FileSystem()
+    s3.mkdir("bucket")
+    s3.touch("bucket/models/fraud/")  # as consoles make folders
+    try:
+        Store("s3://typo/models", folder / "typo", insists=False).pull()
+    except ServingError as error:
+        assert "there is no such bucket" in str(error), error
+    else:
+        raise AssertionError("a bucket that is not there has been read")
+    one, two = (Store("s3://bucket/models", folder / name, insists=False) for name in ("one", "two"))
     one.pull()
     publish(FRAUD / "1", one.folder)
     publish(FRAUD / "2", two.folder)

@@ -25,13 +25,17 @@ def url(request: pytest.FixtureRequest) -> Iterator[str]:
     fsspec.filesystem("memory").store.clear()
 
 
+def copy(url: str, home: Path, *, insists: bool = True) -> Store:
+    return Store(url, home, insists=insists)
+
+
 def names(url: str) -> list[str]:
     root = url.partition("://")[2]
     return sorted(name.removeprefix(f"/{root}/") for name in fsspec.filesystem("memory").find(f"/{root}"))
 
 
 def test_what_is_published_here_is_whole_there_and_elsewhere(url: str, tmp_path: Path) -> None:
-    here, there = Store(url, tmp_path / "here"), Store(url, tmp_path / "there")
+    here, there = copy(url, tmp_path / "here"), copy(url, tmp_path / "there")
     publish(FRAUD / "1", here.folder)
     here.push()
     assert "fraud/1/manifest.json" in names(url)
@@ -49,7 +53,7 @@ def test_what_is_published_here_is_whole_there_and_elsewhere(url: str, tmp_path:
 def test_the_manifest_comes_first_so_that_half_a_version_can_be_told(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    here, there = Store(url, tmp_path / "here"), Store(url, tmp_path / "there")
+    here, there = copy(url, tmp_path / "here"), copy(url, tmp_path / "there")
     publish(FRAUD / "1", here.folder)
     kept, count = here._store.put_file, 0
 
@@ -67,13 +71,16 @@ def test_the_manifest_comes_first_so_that_half_a_version_can_be_told(
     assert "fraud/1/manifest.json" in names(url)
     there.pull()
     assert any("missing" in problem for problem in verify(there.folder / "fraud" / "1"))
-    here.push()  # goes on where it was
+    here.close()
+    again = copy(url, tmp_path / "here", insists=False)  # the next command goes on where that one was
+    again.pull()
+    again.push()
     there.pull()
     assert verify(there.folder / "fraud" / "1") == []
 
 
 def test_of_two_who_publish_at_once_one_has_the_number(url: str, tmp_path: Path) -> None:
-    one, two = Store(url, tmp_path / "one"), Store(url, tmp_path / "two")
+    one, two = copy(url, tmp_path / "one"), copy(url, tmp_path / "two")
     publish(FRAUD / "1", one.folder)
     publish(FRAUD / "2", two.folder)
     one.push()
@@ -93,7 +100,7 @@ def test_of_two_who_publish_at_once_one_has_the_number(url: str, tmp_path: Path)
 
 
 def test_what_is_decided_is_decided_for_all_and_can_be_taken_back(url: str, tmp_path: Path) -> None:
-    one, two = Store(url, tmp_path / "one"), Store(url, tmp_path / "two")
+    one, two = copy(url, tmp_path / "one"), copy(url, tmp_path / "two")
     publish(FRAUD / "1", one.folder)
     pin(one.folder / "fraud", 1)
     withdraw(one.folder / "fraud", 2, MARK)
@@ -110,7 +117,7 @@ def test_what_is_decided_is_decided_for_all_and_can_be_taken_back(url: str, tmp_
 
 
 def test_nothing_is_removed_from_the_store_because_a_copy_has_lost_it(url: str, tmp_path: Path) -> None:
-    one = Store(url, tmp_path / "one")
+    one = copy(url, tmp_path / "one")
     publish(FRAUD / "1", one.folder)
     publish(FRAUD / "2", one.folder)
     one.push()
@@ -126,13 +133,13 @@ def test_nothing_is_removed_from_the_store_because_a_copy_has_lost_it(url: str, 
 
 
 def test_what_was_never_taken_over_is_gone_with_the_next_look(url: str, tmp_path: Path) -> None:
-    one, two = Store(url, tmp_path / "one"), Store(url, tmp_path / "two")
+    one, two = copy(url, tmp_path / "one"), copy(url, tmp_path / "two")
     publish(FRAUD / "1", one.folder)
     one.push()
     publish(FRAUD / "2", one.folder)  # and killed before it was taken over
     withdraw(one.folder / "fraud", 1, MARK)
     one.close()
-    again = Store(url, tmp_path / "one")
+    again = copy(url, tmp_path / "one")
     again.pull()
     assert sorted(path.name for path in (again.folder / "fraud").iterdir() if path.is_dir()) == [".headrace", "1"]
     again.push()
@@ -141,7 +148,7 @@ def test_what_was_never_taken_over_is_gone_with_the_next_look(url: str, tmp_path
 
 
 def test_what_is_removed_or_changed_in_the_store_is_so_here(url: str, tmp_path: Path) -> None:
-    one = Store(url, tmp_path / "one")
+    one = copy(url, tmp_path / "one")
     publish(FRAUD / "1", one.folder)
     one.push()
     memory, root = fsspec.filesystem("memory"), "/" + url.partition("://")[2]
@@ -154,9 +161,7 @@ def test_what_is_removed_or_changed_in_the_store_is_so_here(url: str, tmp_path: 
 
 
 def test_names_that_lead_out_are_not_followed(url: str, tmp_path: Path) -> None:
-    root = "/" + url.partition("://")[2]
-    fsspec.filesystem("memory").store[f"{root}/../../out"] = fsspec.implementations.memory.MemoryFile(None, None, b"x")
-    store = Store(url, tmp_path / "one")
+    store = copy(url, tmp_path / "one")
     store._list = lambda: {"../../out": "1"}  # a store may hold what its library would not list
     with pytest.raises(ServingError, match="'../../out' leads out of the repository"):
         store.pull()
@@ -167,7 +172,7 @@ def test_names_that_lead_out_are_not_followed(url: str, tmp_path: Path) -> None:
 )  # fmt: skip
 def test_a_store_that_cannot_be_reached_is_one_sentence(where: str, sentence: str, tmp_path: Path) -> None:
     with pytest.raises(ServingError, match=sentence):
-        Store(where, tmp_path)
+        copy(where, tmp_path)
 
 
 def test_the_copy_of_a_command_is_kept_for_the_next(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,3 +185,92 @@ def test_the_copy_of_a_command_is_kept_for_the_next(url: str, tmp_path: Path, mo
     monkeypatch.setattr(Store, "_fetch", lambda self, path, token: fetched.append(path))
     repository_at(url).close()
     assert fetched == []
+
+
+def test_a_store_that_may_only_be_read_is_read(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two = copy(url, tmp_path / "one"), copy(url, tmp_path / "two")
+    publish(FRAUD / "1", one.folder)
+    one.push()
+    two.pull()
+    withdraw(two.folder / "fraud", 1, MARK)
+
+    def denied(*_: object, **__: object) -> None:
+        raise PermissionError("access denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(two._store), "put_file", denied)
+        with pytest.raises(ServingError, match="cannot be written: access denied"):
+            two.push()
+    publish(FRAUD / "2", one.folder)
+    one.push()
+    two.pull()
+    assert verify(two.folder / "fraud" / "2") == []
+    assert withdrawn(two.folder / "fraud") == {1: MARK}  # a watcher's own decision holds
+
+
+def test_a_command_whose_decision_could_not_be_taken_over_has_failed(url: str, tmp_path: Path) -> None:
+    one = copy(url, tmp_path / "one", insists=False)
+    publish(FRAUD / "1", one.folder)
+    pin(one.folder / "fraud", 1)
+    one.push()
+    pin(one.folder / "fraud", 7)  # and the connection breaks
+    withdraw(one.folder / "fraud", 1, MARK)
+    one.pull()
+    assert pinned(one.folder / "fraud") == 1
+    assert withdrawn(one.folder / "fraud") == {}
+
+
+def test_two_may_take_the_same_decision_back(url: str, tmp_path: Path) -> None:
+    one, two = copy(url, tmp_path / "one"), copy(url, tmp_path / "two")
+    publish(FRAUD / "1", one.folder)
+    withdraw(one.folder / "fraud", 1, MARK)
+    one.push()
+    two.pull()
+    for store in (one, two):
+        restore(store.folder / "fraud", 1)
+        store.pull()  # a watcher looks first, and still holds to what it has decided
+        store.push()
+        store.pull()
+        assert withdrawn(store.folder / "fraud") == {}
+    assert not any("withdrawn" in name for name in names(url))
+
+
+def test_a_store_that_holds_nothing_any_more_is_not_believed(url: str, tmp_path: Path) -> None:
+    one = copy(url, tmp_path / "one")
+    publish(FRAUD / "1", one.folder)
+    one.push()
+    fsspec.filesystem("memory").store.clear()
+    with pytest.raises(ServingError, match="it holds nothing any more, and held 7 files; if that is meant, remove "):
+        one.pull()
+    assert verify(one.folder / "fraud" / "1") == []
+
+
+def test_what_other_tools_leave_in_a_store_is_left_alone(url: str, tmp_path: Path) -> None:
+    one = copy(url, tmp_path / "one")
+    memory, root = fsspec.filesystem("memory"), "/" + url.partition("://")[2]
+    for name in (".git/HEAD", "fraud/.headrace/.gitkeep", "fraud/.DS_Store"):
+        memory.pipe_file(f"{root}/{name}", b"x")
+    one.pull()
+    assert not (one.folder / ".git").exists()
+    publish(FRAUD / "1", one.folder)
+    one.push()
+    assert {".git/HEAD", "fraud/.headrace/.gitkeep", "fraud/.DS_Store"} < set(names(url))
+
+
+def test_a_version_is_removed_with_its_manifest_last(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = copy(url, tmp_path / "one")
+    publish(FRAUD / "1", one.folder)
+    one.push()
+    gone: list[str] = []
+    monkeypatch.setattr(Store, "_remove", lambda self, path: gone.append(path))
+    one.remove(one.folder / "fraud" / "1")
+    assert (gone[-1], len(gone)) == ("fraud/1/manifest.json", 7)
+
+
+def test_a_copy_is_one_processs_at_a_time(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = copy(url, tmp_path)
+    monkeypatch.setattr("serving.store._PATIENCE", 0.0)
+    with pytest.raises(ServingError, match="another command on memory://.* has been at work"):
+        copy(url, tmp_path)
+    one.close()
+    copy(url, tmp_path).close()
