@@ -1,15 +1,18 @@
 """TensorFlow Serving's protocol: the same pipeline with the same results as on Triton; labels; the official messages."""
 
 import asyncio
+import gzip
 import json
 import shutil
 import subprocess
 import sys
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+import yaml
 from google.protobuf import text_format
 from tensorflow_serving.config import model_server_config_pb2
 
@@ -23,13 +26,16 @@ from tests.support import Broker, headrace, pipeline, running, serving_of, until
 
 REPOSITORY = Path(__file__).parents[2] / "model_repository"
 FRAUD = REPOSITORY / "fraud"
+PIPELINES = Path(__file__).parents[2] / "headrace" / "demo" / "pipelines"
 
 
-def run(broker: Broker, tmp_path: Path, address: str, name: str, events: list[Any], **model: Any) -> list[bytes]:
+def run(
+    broker: Broker, tmp_path: Path, address: str, name: str, events: list[Any], batch: Any = None, **model: Any
+) -> list[bytes]:
     """The results of a pipeline, in the order of the events' ids."""
     topics = broker.topics()
     broker.produce(topics["events"], [(n % 3, str(n).encode(), json.dumps(e).encode()) for n, e in enumerate(events)])
-    config = pipeline(broker.bootstrap, address, name, topics, result={"copy": ["id"]}, model=model)
+    config = pipeline(broker.bootstrap, address, name, topics, result={"copy": ["id"]}, model=model, batch=batch or {})
     (tmp_path / topics["events"]).mkdir()
     with running(config, tmp_path / topics["events"]) as bridge:
         until(lambda: broker.count(topics["results"], topics["letters"]) == len(events))
@@ -48,6 +54,23 @@ def test_the_results_are_those_of_triton_to_the_bit(
         for server, address in (("triton", triton.address), ("tfserving", tensorflow_serving))
     ]
     assert found[0] == found[1]
+
+
+def test_the_worked_examples_give_the_same_to_the_bit(broker: Broker, tmp_path: Path) -> None:
+    with TritonRig(REPOSITORY) as triton, serving_of(REPOSITORY) as serving:
+        for name in ("fraud", "maintenance", "personalization"):
+            mapped = yaml.safe_load((PIPELINES / f"{name}.yaml").read_text())["model"]
+            inputs = {"inputs": mapped["inputs"]} if "inputs" in mapped else {}
+            with gzip.open(REPOSITORY / name / "events.jsonl.gz", "rt") as lines:
+                events = [{"id": n, **json.loads(line)} for n, line in enumerate(islice(lines, 300))]
+            found = [
+                # One by one: how a product of matrices is rounded depends on how many rows are in it.
+                run(broker, tmp_path, address, name, events, {"max_events": 1, "in_flight": 1}, server=server, **inputs)
+                for server, address in (("triton", triton.address), ("tfserving", serving))
+            ]
+            assert found[0] == found[1]
+            assert len(found[0]) == 300
+            assert all(b'"model_version":"2"' in result for result in found[0])
 
 
 def test_strings_whole_numbers_and_several_outputs(
@@ -167,4 +190,8 @@ def test_a_configuration_file_names_what_may_serve(tmp_path: Path) -> None:
     assert dict(config.version_labels) == {"stable": 2}
     done = headrace("models", "config", str(FRAUD.parent))
     assert done.returncode == 1
-    assert "TensorFlow Serving reads saved_model.pb in the version's folder itself" in done.stderr
+    assert "credit/2: TensorFlow Serving serves SavedModels, and this is none" in done.stderr
+    shutil.copytree(FRAUD, tmp_path / "triton" / "fraud")
+    done = headrace("models", "config", str(tmp_path / "triton"))
+    assert done.returncode == 1
+    assert "fraud/2: TensorFlow Serving reads saved_model.pb in the version's folder itself" in done.stderr
