@@ -41,6 +41,14 @@ def test_a_signature_is_read_without_onnx_runtime(version: Path) -> None:
     assert signature.batches
 
 
+def test_weights_that_are_named_among_the_inputs_are_none(tmp_path: Path, version: Path) -> None:
+    """As old exporters do."""
+    model = onnx.load(version / "model.onnx")
+    model.graph.input.append(helper.make_tensor_value_info("table", TensorProto.INT64, [3]))
+    onnx.save(model, tmp_path / "model.onnx")
+    assert read_signature(tmp_path).inputs == read_signature(version).inputs
+
+
 def test_every_type_goes_in_and_out(version: Path) -> None:
     loaded = load(version)
     found = loaded.run(INPUTS)

@@ -82,7 +82,10 @@ def test_the_manifest_comes_first_so_that_half_a_version_can_be_told(
 def test_of_two_who_publish_at_once_one_has_the_number(url: str, tmp_path: Path) -> None:
     one, two = copy(url, tmp_path / "one"), copy(url, tmp_path / "two")
     publish(FRAUD / "1", one.folder)
-    publish(FRAUD / "2", two.folder)
+    shutil.copytree(FRAUD / "2", tmp_path / "source")
+    (tmp_path / "source" / "notes.md").write_text("what the other one does not have")
+    (tmp_path / "source" / "manifest.json").unlink()
+    publish(tmp_path / "source", two.folder, "fraud")
     one.push()
     with pytest.raises(
         ServingError, match="somebody has published fraud/1 meanwhile; publish it again, as the next one"
@@ -233,6 +236,17 @@ def test_two_may_take_the_same_decision_back(url: str, tmp_path: Path) -> None:
         store.pull()
         assert withdrawn(store.folder / "fraud") == {}
     assert not any("withdrawn" in name for name in names(url))
+
+
+def test_a_decision_that_somebody_else_has_just_taken_back_is_taken_back(url: str, tmp_path: Path) -> None:
+    one, two = copy(url, tmp_path / "one"), copy(url, tmp_path / "two")
+    withdraw(one.folder / "fraud", 1, MARK)
+    one.push()
+    two.pull()
+    for store in (one, two):
+        restore(store.folder / "fraud", 1)
+        store.push()
+    assert names(url) == []
 
 
 def test_a_store_that_holds_nothing_any_more_is_not_believed(url: str, tmp_path: Path) -> None:
