@@ -14,6 +14,9 @@ from serving.signature import DEFAULT_SIGNATURE
 
 VERSION = re.compile(r"[1-9][0-9]{0,17}")
 """A version's name: a number from 1, without leading zeros, that fits into 64 bits."""
+MODEL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+"""A model's name: it becomes a folder's, and an argument of Triton's processes, which a space would tear apart."""
+NO_MODEL = "no model; a model's name is made of letters, digits, dots, hyphens and underscores"
 NO_VERSION = "no version; a version is called by a number from 1, without leading zeros"
 
 

@@ -85,6 +85,9 @@ def export(
         ServingError: it cannot be exported, what serves it answers otherwise than the model in training, or it breaks
             the contract of the version before.
     """
+    for argument, given in (("training", training), ("quality", quality)):
+        if not isinstance(given, Mapping | None):
+            raise ServingError(f"{argument}: a mapping of names to values is expected, not a {type(given).__name__}")
     with tempfile.TemporaryDirectory(prefix="headrace-export-") as folder:
         check_name(name)
         place = Path(folder) / "version"
@@ -93,6 +96,10 @@ def export(
         signature = runner.signature
         try:
             asked = _by_name("golden", golden, signature.inputs)
+            counts = {name: len(values) for name, values in asked.items()}
+            if len(set(counts.values())) > 1:
+                told = ", ".join(f"{name} {count}" for name, count in counts.items())
+                raise ServingError(f"golden: its inputs have different numbers of rows: {told}")
             rows = golden_inputs(Golden(inputs=asked, outputs={}), signature)
             if answers is not None:
                 right = _by_name("answers", answers, signature.outputs)

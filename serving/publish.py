@@ -7,7 +7,7 @@ import time
 import uuid
 from pathlib import Path
 
-from serving.completeness import VERSION, check
+from serving.completeness import MODEL, VERSION, check
 from serving.errors import ServingError
 from serving.files import copy_folder
 from serving.formats import read_signature, stored_model
@@ -40,7 +40,11 @@ def publish(
         ServingError: it is no whole version, it breaks the contract, or it cannot be written.
     """
     if not source.is_dir():
-        raise ServingError(f"{source}: no folder; publish takes a SavedModel or a version's folder")
+        what = "a file" if source.exists() else "no such folder"
+        raise ServingError(
+            f"{source}: {what}; publish takes a SavedModel's folder, or a version's, in which an ONNX model lies as "
+            "model.onnx"
+        )
     manifest = read_manifest(source)
     name = model if model is not None else manifest.model if manifest else None
     if name is None:
@@ -94,8 +98,8 @@ def check_name(model: str) -> None:
     Raises:
         ServingError: it cannot.
     """
-    if not model or "/" in model or model.startswith("."):
-        raise ServingError(f"{model!r} cannot be a model's name: it becomes a folder's")
+    if not MODEL.fullmatch(model):
+        raise ServingError(f"{model!r} cannot be a model's name: letters, digits, dots, hyphens and underscores can")
 
 
 def _check_contract(source: Path, model: Path, signature: str) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from serving.arrays import Arrays
-from serving.completeness import NO_VERSION, check, fingerprint, misnamed
+from serving.completeness import MODEL, NO_MODEL, NO_VERSION, check, fingerprint, misnamed
 from serving.errors import ServerAway, ServerBusy, ServingError
 from serving.formats import read_signature
 from serving.golden import ask_golden, read_golden
@@ -147,6 +147,9 @@ class Watcher:
             if probing:
                 self._probed = self._clock()
             for model in models(self._repository):
+                if not MODEL.fullmatch(model.name):
+                    self._name(model, "", f"{model}: {NO_MODEL}")
+                    continue
                 loaded = ready.get(model.name, set())
                 try:
                     self._bring(model, loaded)
@@ -169,9 +172,7 @@ class Watcher:
     def _bring(self, model: Path, loaded: set[int]) -> None:
         """The model to the versions that are wanted; `loaded` follows."""
         for name in misnamed(model):
-            if (model.name, name) not in self._misnamed:
-                self._misnamed.add((model.name, name))
-                self._told(Event("refused", model.name, 0, f"{model / name}: {NO_VERSION}"))
+            self._name(model, name, f"{model / name}: {NO_VERSION}")
         config = self._configured(model, read_config(model), loaded)
         wanted = self._wanted(model, config, loaded)
         if not wanted:
@@ -193,6 +194,12 @@ class Watcher:
         for number in rest:
             if number not in loaded and not self._load(model, number, config, loaded):
                 return
+
+    def _name(self, model: Path, name: str, reason: str) -> None:
+        """What can be no model or version by its name, told once."""
+        if (model.name, name) not in self._misnamed:
+            self._misnamed.add((model.name, name))
+            self._told(Event("refused", model.name, 0, reason))
 
     def _wanted(self, model: Path, config: ModelConfig, loaded: set[int]) -> list[int]:
         """The versions to have loaded, newest first."""

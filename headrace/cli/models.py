@@ -90,6 +90,8 @@ def list_models(
         for version in found
     ]
     print_table(repository, columns, rows)
+    if not models(folder):
+        print(f"{repository}: no model in it", file=sys.stderr)
     _tell_misnamed(folder)
 
 
@@ -122,6 +124,8 @@ def publish_command(
     """Put a version into a repository, whole or not at all. A watcher takes it from there."""
     from serving.publish import publish
 
+    if server is not None:
+        _told(server)  # one that does not answer is said before anything is published
     at = repository_at(repository)
     target = publish(source, at.folder, model, version, new_contract)
     at.push()
@@ -214,7 +218,7 @@ def prune(
             at.remove(version)
             restore(version.parent, int(version.name))
             at.push()
-        print(f"{version}: {size_text(size)}{' removed' if yes else ''}")
+        print(f"{at.name}/{version.relative_to(at.folder)}: {size_text(size)}{' removed' if yes else ''}")
     if not gone:
         print("nothing to remove")
     elif not yes:

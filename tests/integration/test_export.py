@@ -59,6 +59,8 @@ for bad in (lambda: export(object(), repository, "bad", golden=x),
             lambda: export(keras.Sequential([keras.layers.Dense(1)]), repository, "bad", golden=x[:2]),
             lambda: export(model, repository, "bad", golden=x[:2, :2]),
             lambda: export(model, repository, "a/b", golden=x[:2]),
+            lambda: export(both, repository, "bad", golden={"user": x[:4, :1], "item": x[:3, 1:]}),
+            lambda: export(model, repository, "bad", golden=x[:2], training=[1, 2]),
             lambda: export(both, repository, "churn", golden={"user": x[:4, :1], "item": x[:4, 1:]})):
     try:
         bad()
@@ -131,7 +133,11 @@ def test_a_mistake_is_one_sentence_and_nothing_is_published(exported: tuple[Path
         "the Keras model has not been built: begin it with keras.Input(shape, name=NAME)",
     ]
     assert found["failures"][5] == "golden requests: input 'features': shape [2, 2] where [-1, 3] is expected"
-    assert found["failures"][6] == "'a/b' cannot be a model's name: it becomes a folder's"
+    assert found["failures"][6] == "'a/b' cannot be a model's name: letters, digits, dots, hyphens and underscores can"
+    assert found["failures"][7:9] == [
+        "golden: its inputs have different numbers of rows: user 4, item 3",
+        "training: a mapping of names to values is expected, not a list",
+    ]
     assert not (repository / "a").exists()
     assert (
         "not what version 1 of 'churn' is asked for: its inputs are item, user in place of features"

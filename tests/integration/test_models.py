@@ -96,7 +96,7 @@ def test_versions_are_compared_verified_and_pruned(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["publish", "/none", "{r}"], "/none: no folder; publish takes a SavedModel or a version's folder"),
+        (["publish", "/none", "{r}"], "/none: no such folder; publish takes a SavedModel's folder, or a version's"),
         (["list", "/none"], "/none: no such model repository; a repository is a folder of models"),
         (["rollback", "{r}", "churn"], "no model 'churn'; there are credit, fraud, maintenance, personalization"),
         (["pin", "{r}", "fraud", "9"], "no version 9; there are 1, 2"),

@@ -97,7 +97,10 @@ def test_what_is_no_whole_version_is_not_published(tmp_path: Path, change: Any, 
     assert not (tmp_path / "repository").exists()
 
 
-@pytest.mark.parametrize(("model", "version"), [("a/b", None), (".x", None), ("", None), ("m", 10**19), ("m", -1)])
+@pytest.mark.parametrize(
+    ("model", "version"),
+    [("a/b", None), (".x", None), ("", None), ("a b", None), ("-x", None), ("m", 10**19), ("m", -1)],
+)
 def test_names_and_numbers_that_cannot_be_are_refused(tmp_path: Path, model: str, version: int | None) -> None:
     with pytest.raises(ServingError, match="cannot be a "):
         publish(FRAUD / "1", tmp_path, model, version)

@@ -403,6 +403,14 @@ def test_what_is_wrong_with_a_version_is_said_and_the_one_before_serves_on(
     assert w.view.versions("fraud") == {1}
 
 
+def test_a_model_whose_name_no_server_can_take_is_named_once_and_left_alone(w: World) -> None:
+    shutil.copytree(FRAUD / "1", w.repository / "a b" / "1")
+    w.drop(1)
+    w.turns(20)
+    assert w.serving == {1}
+    assert [event.reason.partition(";")[0] for event in w.told("refused")] == [f"{w.repository / 'a b'}: no model"]
+
+
 def test_links_within_the_repository_are_followed(w: World) -> None:
     w.drop(1, manifest=True)
     (w.repository / ".store").mkdir()
