@@ -8,6 +8,7 @@ import contextlib
 import fcntl
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -80,7 +81,11 @@ class View:
                     os.rename(path, aside / path.name)  # noqa: PTH104
                 (aside / "model.savedmodel").rmdir()
             (self.root / model).mkdir(exist_ok=True)
+            later = self._later(model)
+            for path in (*aside.rglob("*"), aside):
+                os.utime(path, (later, later))
             os.rename(aside, self.root / model / str(number))  # noqa: PTH104
+            os.utime(self.root / model, (later, later))
         finally:
             shutil.rmtree(aside, ignore_errors=True)
 
@@ -89,11 +94,23 @@ class View:
         gone = self.root / _ASIDE / model / f"{number}.gone"
         gone.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(gone, ignore_errors=True)
+        later = self._later(model)
         try:
             os.rename(self.root / model / str(number), gone)  # noqa: PTH104  # at once, then at leisure
         except FileNotFoundError:
             return
+        os.utime(self.root / model, (later, later))
         shutil.rmtree(gone, ignore_errors=True)
+
+    def _later(self, model: str) -> float:
+        """A time later than any in the model's folder, in seconds since 1970.
+
+        Triton looks at a model again only when its files are newer than at the last time. Copies keep times, and clocks
+        jump: one file from the future would keep out all that comes.
+        """
+        folder = self.root / model
+        times = [path.lstat().st_mtime for path in (folder, *folder.rglob("*")) if path.exists()]
+        return max(time.time(), 1.0 + max(times, default=0.0))
 
     def config(self, model: str) -> str | None:
         """The model's configuration, None where there is none."""
