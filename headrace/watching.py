@@ -93,18 +93,21 @@ class Watching:
         """With where versions are dropped in; while that is away, what has come by then is served on.
 
         Returns:
-            Whether all that is there has come.
+            Whether it has been read at all by now.
         """
         now = time.monotonic()
         if now < self._next:
             return self._taken
         trouble = ""
-        for exchange in (self._repository.pull, self._repository.push):
-            try:
-                exchange()
-                self._taken = self._taken or exchange == self._repository.pull
-            except ServingError as error:  # one that cannot be written to can still be read
-                trouble = str(error)
+        try:
+            self._repository.pull()
+            self._taken = True
+        except ServingError as error:
+            trouble = str(error)
+        try:
+            self._repository.push()
+        except ServingError as error:  # one that cannot be written to can still be read
+            trouble = str(error)
         if trouble and trouble != self._trouble:
             self._note(Event("trouble", "", 0, trouble))
         self._trouble = trouble

@@ -92,7 +92,7 @@ class Folder:
 
     def remove(self, version: Path) -> None:
         """See `Repository`."""
-        remove_version(version)
+        _remove_version(version)
 
     def close(self) -> None:
         """See `Repository`: there is nothing to do."""
@@ -197,7 +197,7 @@ class Store:
             for path in sorted(paths, key=_is_manifest):
                 self._remove(path)
             self._save()
-        remove_version(version)
+        _remove_version(version)
 
     def close(self) -> None:
         """See `Repository`."""
@@ -325,7 +325,7 @@ class Store:
             raise ServingError(f"{self.name}: cannot be {done}: {error or repr(error)}") from None
 
 
-def remove_version(version: Path) -> None:
+def _remove_version(version: Path) -> None:
     """Take a version out of a folder at once, and its files at leisure."""
     if version.is_symlink() or version.is_file():
         version.unlink()

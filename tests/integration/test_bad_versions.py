@@ -119,6 +119,8 @@ def test_the_age_of_files_is_nobodys_business(served: Served, seconds: int) -> N
         os.utime(path, (seconds, seconds))
     aside.rename(served.model / str(number))
     until(lambda: max(served.ready) == number, 60, "it serves")
+    after = served.drop(FRAUD / "1")
+    until(lambda: max(served.ready) == after, 60, "so does the next one, whose files are of today")
 
 
 def test_two_who_publish_at_once_get_a_version_each(served: Served) -> None:
