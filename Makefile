@@ -34,7 +34,7 @@ lint: $(READY) ## style, types, import rules, and that generated files are up to
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 	@$(BIN)/python protos/generate.py --check
-	@$(BIN)/python docs/generate.py --check
+	@$(BIN)/python -m docs.generate --check
 
 protos: $(READY) ## generate the message classes from protos/
 	@$(BIN)/python protos/generate.py
@@ -78,7 +78,7 @@ peers: $(READY) ## install the peers that headrace bench can measure, each in an
 	done
 
 docs: $(READY) ## generate the configuration and telemetry references from the types
-	@$(BIN)/python docs/generate.py
+	@$(BIN)/python -m docs.generate
 
 models: $(READY) ## train the three models of model_repository/ again from their data sets (ARGS="fraud")
 	@$(BIN)/python model_repository/train.py $(ARGS)

@@ -1,4 +1,4 @@
-"""Writes the reference pages that come from the code: `make docs`; `--check` only says whether they are up to date."""
+"""Writes the reference pages, and the chart's values, that come from the code: `make docs`; `--check` only says whether they are up to date."""
 
 import sys
 from pathlib import Path
@@ -7,6 +7,7 @@ from prometheus_client import Metric
 
 from bridge.config.reference import reference
 from bridge.observe.telemetry import DEAD_LETTER_REASONS, RETRY_CAUSES, STAGES, Telemetry
+from deploy.helm.generate import PAGES as CHART_PAGES
 
 FOLDER = Path(__file__).parent
 
@@ -69,17 +70,17 @@ def _listed(names: tuple[str, ...]) -> str:
     return ", ".join(f"`{name}`" for name in names)
 
 
-PAGES = {"configuration.md": reference, "telemetry.md": telemetry}
+PAGES = {FOLDER / "configuration.md": reference, FOLDER / "telemetry.md": telemetry, **CHART_PAGES}
 
 
 def main() -> None:
     """Write, or compare."""
     check = "--check" in sys.argv[1:]
     stale = []
-    for name, make in PAGES.items():
-        path, text = FOLDER / name, make()
+    for path, make in PAGES.items():
+        text = make()
         if not path.exists() or path.read_text() != text:
-            stale.append(name)
+            stale.append(path.name)
             if not check:
                 path.write_text(text)
     if check and stale:

@@ -45,7 +45,9 @@ class TritonLaunch:
         """
         if not self.repository.is_dir():
             raise ServingError(f"{self.repository}: no such model repository; a repository is a folder of models")
-        backends = self._assemble_backends()
+        backends = self.home / "backends"
+        shutil.rmtree(backends, ignore_errors=True)  # of a server that has been killed, and is started again
+        assemble_backends(backends)
         names = self.models if self.models is not None else tuple(sorted(models_of(self.repository)))
         if not names and self.models is None:
             raise ServingError(f"{self.repository}: no model in it; expected <model>/<version>/model.savedmodel/")
@@ -86,23 +88,31 @@ class TritonLaunch:
         except (urllib.error.URLError, OSError):
             return False
 
-    def _assemble_backends(self) -> Path:
-        """A folder with Triton's Python backend, the stub of this Python, and our own backend under its names."""
-        folder = self.home / "backends"
-        shutil.rmtree(folder, ignore_errors=True)  # of a server that has been killed, and is started again
-        python = folder / "python"
-        python.mkdir(parents=True)
+
+def assemble_backends(folder: Path) -> None:
+    """Put our own backend into a folder of Triton's backends, under its names.
+
+    Args:
+        folder: made when it is not there. One without a Python backend gets that of the wheel, with the stub of this
+            Python; NVIDIA's images have one.
+
+    Raises:
+        ServingError: the wheel is needed, but not installed or not for this Python.
+    """
+    python = folder / "python"
+    if not python.is_dir():
         server = _package() / "tritonserver"
         stub = server / "python_backend_stubs" / f"{sys.version_info.major}.{sys.version_info.minor}"
         if not stub.is_dir():
             raise ServingError(f"the Triton wheel has no stub for Python {stub.name}; it has those of 3.8 to 3.13")
+        python.mkdir(parents=True)
         for source in (server / "backends" / "python", stub):
             for file in source.iterdir():
                 if file.is_file():
                     shutil.copy2(file, python / file.name)  # Triton refuses links that lead out of the folder
-        for name in BACKEND_NAMES:
-            shutil.copytree(BACKEND, folder / name)
-        return folder
+    for name in BACKEND_NAMES:
+        shutil.rmtree(folder / name, ignore_errors=True)  # another backend of that name
+        shutil.copytree(BACKEND, folder / name)
 
 
 def models_of(repository: Path) -> list[str]:
@@ -119,3 +129,7 @@ def _package() -> Path:
     if found is None or found.origin is None:
         raise ServingError("Triton is not installed here; pip install 'headrace[serving]' (Linux x86_64)")
     return Path(found.origin).parent
+
+
+if __name__ == "__main__":  # how images are made: python -m serving.triton FOLDER
+    assemble_backends(Path(sys.argv[1]))

@@ -66,13 +66,17 @@ def _existing_file(path: Path) -> Path:
     return path
 
 
-_QUANTITY_SCHEMA = {"anyOf": [{"type": "string"}, {"type": "integer"}]}
+def _quantity_schema(units: dict[str, Any], unit: str, bare: dict[str, Any]) -> dict[str, Any]:
+    """Of a number with one of these units, or of what may stand without."""
+    written = {"type": "string", "pattern": rf"^\s*\d+(\.\d+)?\s*({'|'.join(units)})\s*$"}
+    return {"anyOf": [written, bare], "x-unit": unit}
+
 
 Duration = Annotated[
     float,
     BeforeValidator(parse_duration),
     PlainSerializer(format_duration, return_type=str),
-    WithJsonSchema({**_QUANTITY_SCHEMA, "x-unit": "duration"}),
+    WithJsonSchema(_quantity_schema(_DURATION_UNITS, "duration", {"type": "integer", "const": 0})),
 ]
 """Seconds, written with a unit."""
 
@@ -80,7 +84,7 @@ Size = Annotated[
     int,
     BeforeValidator(parse_size),
     PlainSerializer(format_size, return_type=str),
-    WithJsonSchema({**_QUANTITY_SCHEMA, "x-unit": "size"}),
+    WithJsonSchema(_quantity_schema(_SIZE_UNITS, "size", {"type": "integer", "minimum": 1})),
 ]
 """Bytes, written with a unit or as a whole number."""
 
