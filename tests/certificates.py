@@ -27,12 +27,13 @@ class Authority:
         self.ca = folder / "ca.pem"
         self.ca.write_bytes(self._certificate.public_bytes(serialization.Encoding.PEM))
 
-    def issue(self, name: str, host: str = "localhost") -> tuple[Path, Path]:
-        """A certificate for `host` and 127.0.0.1; the paths of it and of its key."""
+    def issue(self, name: str, host: str = "localhost", addresses: tuple[str, ...] = ()) -> tuple[Path, Path]:
+        """A certificate for `host`, 127.0.0.1 and more addresses; the paths of it and of its key."""
         import ipaddress
 
         key = ec.generate_private_key(ec.SECP256R1())
-        names = x509.SubjectAlternativeName([x509.DNSName(host), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+        ips = [x509.IPAddress(ipaddress.ip_address(address)) for address in ("127.0.0.1", *addresses)]
+        names = x509.SubjectAlternativeName([x509.DNSName(host), *ips])
         certificate = (
             self._builder(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]), key.public_key())
             .add_extension(names, critical=False)

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +12,7 @@ import yaml
 
 from bridge.config import Pipeline, load
 from bridge.config.reference import schema, skeleton
-from bridge.config.types import format_duration
+from bridge.config.types import format_duration, parse_duration
 from bridge.errors import HeadraceError
 from headrace.cli.output import JsonOption, print_json
 
@@ -20,7 +21,7 @@ ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="The pipe
 
 def add(app: typer.Typer) -> None:
     """Add these commands."""
-    for command in (run, check, explain, init, schema_command):
+    for command in (run, check, try_command, explain, init, schema_command):
         app.command(name=command.__name__.removesuffix("_command"))(command)
 
 
@@ -94,6 +95,38 @@ async def _check_live(pipeline: Pipeline) -> Any:
         return await check_pipeline(pipeline, server)
     finally:
         await server.close()
+
+
+def try_command(
+    config: ConfigArgument,
+    event: Annotated[str | None, typer.Option(help="The event's value; not set: the topic's last event again.")] = None,
+    timeout: Annotated[str, typer.Option(help="How long to wait for the outcome.")] = "30s",
+    as_json: JsonOption = False,
+) -> None:
+    """Send one event to a pipeline that runs, and wait for its outcome.
+
+    Exits 0 for a result, 1 for a dead letter or when none came in time. The event is a real one: its result goes to
+    whoever reads results, under the key headrace-try.
+    """
+    from bridge.observe.logs import silence_clients
+    from bridge.trial import try_event
+
+    pipeline = load(config)
+    try:
+        seconds = parse_duration(timeout)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--timeout") from None
+    silence_clients()
+    trial = asyncio.run(try_event(pipeline, None if event is None else event.encode(), seconds))
+    if as_json:
+        print_json(asdict(trial))
+    elif trial.why:
+        print(
+            f"{trial.source} -> a dead letter after {trial.seconds:.3f} s, {trial.why['reason']}: {trial.why['error']}"
+        )
+    else:
+        print(f"{trial.source} -> {trial.topic} after {trial.seconds:.3f} s: {trial.value}")
+    raise typer.Exit(1 if trial.why else 0)
 
 
 def explain(config: ConfigArgument, as_json: JsonOption = False) -> None:
