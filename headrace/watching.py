@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from bridge.observe.http import ObserveServer
 from serving.control import LOAD_SECONDS, TritonControl
 from serving.errors import ServingError
+from serving.repository import models
 from serving.store import Repository
 from serving.tfserving import TensorFlowServingControl
 from serving.view import View
@@ -121,7 +122,11 @@ class Watching:
 
     def ready(self) -> tuple[bool, str]:
         """See `Probes`."""
-        return self.settled.is_set(), "watching" if self.settled.is_set() else "versions are being loaded"
+        if not self.settled.is_set():
+            return False, "versions are being loaded"
+        if not any(self._watcher.serving.values()) and models(self._repository.folder):
+            return False, "no model has a version that can be served; the log says why"
+        return True, "watching"
 
     def close(self) -> None:
         """Let go of the repository, the server, its view and the endpoints."""

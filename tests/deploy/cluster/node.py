@@ -82,7 +82,7 @@ def load(archive: Path, image: str) -> None:
 
 def down() -> None:
     """Remove it."""
-    for name in ("kube-scheduler", "kube-controller-manager", "kube-network-policies", "kube-proxy"):
+    for name in ("kube-scheduler", "kube-controller-manager", "kube-router", "kube-proxy"):
         _daemon(name).stop()
     for name in NODES:
         _daemon(f"kubelet-{name}").stop()
@@ -100,8 +100,8 @@ def down() -> None:
         _run(str(BIN / "kube-proxy"), "--cleanup", check=False)
     for table in ("filter", "nat", "mangle"):
         _forget_chains(table)
-    for name in NODES:
-        _run("nft", "delete", "table", "inet", f"headrace-{name}", check=False)
+    if (BIN / "kube-router").exists():
+        _run(str(BIN / "kube-router"), "--cleanup-config", check=False)
     _run("ip", "link", "delete", _BRIDGE, check=False)
     for line in reversed(Path("/proc/self/mounts").read_text().splitlines()):
         path = line.split()[1]
@@ -315,10 +315,12 @@ def _hierarchies() -> list[Path]:
 
 
 def _policies() -> None:
-    """NetworkPolicies, enforced for the pods of both nodes: without this nobody would."""
-    _daemon("kube-network-policies").start(
-        [BIN / "kube-network-policies", f"--kubeconfig={KUBECONFIG}", "-v=2", *NODES]
-    )
+    """NetworkPolicies, enforced for the pods of both nodes, which have one address: without this nobody would."""
+    _daemon("kube-router").start(
+        [BIN / "kube-router", f"--kubeconfig={KUBECONFIG}", "--run-firewall=true", "--run-router=false",
+         "--run-service-proxy=false", "--run-loadbalancer=false", f"--hostname-override={NODES[0]}",
+         "--service-cluster-ip-range=10.96.0.0/16", "--health-port=0", "--metrics-port=0"]
+    )  # fmt: skip
 
 
 def _dns() -> None:
