@@ -10,7 +10,8 @@ SEED    ?= 1
 MINUTES ?= 20
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fault-rows faults lint protos models bench bench-check trouble outcomes swaps backends interop peers docs clean
+.PHONY: help demo test fault-rows faults lint protos models bench bench-check trouble outcomes swaps backends interop peers docs clean \
+  images chart-tools cluster-tools cluster cluster-down test-cluster
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 18
@@ -64,6 +65,25 @@ interop: $(READY) ## other people's servers: the whole bridge on MLServer, a mod
 	done
 	@$(BIN)/pytest tests/interop $(ARGS)
 	@.peers/interop-s3/bin/python tests/interop/s3.py
+
+images: $(READY) ## the images of bridge and model side, by buildah, on a Debian of their own making (ARGS="bridge")
+	@$(BIN)/python -m deploy.docker.build $(ARGS)
+
+chart-tools: $(READY) ## build Helm 3 and helm-unittest, install promtool: with them make test covers more (Go, root)
+	@$(BIN)/python -m tests.deploy.tools.build chart
+
+cluster-tools: $(READY) ## build a whole Kubernetes and KEDA from source (Go, root; some 25 minutes on 2 cores, once)
+	@$(BIN)/python -m tests.deploy.tools.build cluster
+
+cluster: cluster-tools ## a real Kubernetes of two nodes on this machine, with our images in it (root)
+	@[ -e .cluster/images/serving.tar ] || $(BIN)/python -m deploy.docker.build
+	@$(BIN)/python -m tests.deploy.cluster up
+
+cluster-down: ## remove it
+	@$(BIN)/python -m tests.deploy.cluster down
+
+test-cluster: cluster ## the chart on that Kubernetes, under load, through everything that is done to a release (ARGS="--events 100000")
+	@$(BIN)/python -m tests.deploy.cluster.trial $(ARGS)
 
 peers: $(READY) ## install the peers that headrace bench can measure, each in an environment of its own
 	@for list in loadtest/peers/*/requirements.txt; do \

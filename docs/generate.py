@@ -7,6 +7,7 @@ from prometheus_client import Metric
 
 from bridge.config.reference import reference
 from bridge.observe.telemetry import DEAD_LETTER_REASONS, RETRY_CAUSES, STAGES, Telemetry
+from deploy.helm.dashboards import PAGES as DASHBOARDS
 from deploy.helm.generate import PAGES as CHART_PAGES
 
 FOLDER = Path(__file__).parent
@@ -70,7 +71,7 @@ def _listed(names: tuple[str, ...]) -> str:
     return ", ".join(f"`{name}`" for name in names)
 
 
-PAGES = {FOLDER / "configuration.md": reference, FOLDER / "telemetry.md": telemetry, **CHART_PAGES}
+PAGES = {FOLDER / "configuration.md": reference, FOLDER / "telemetry.md": telemetry, **CHART_PAGES, **DASHBOARDS}
 
 
 def main() -> None:

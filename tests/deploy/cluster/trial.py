@@ -6,6 +6,7 @@ table, writes it to docs/ with --out, and exits 1 when an event was lost, double
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -123,10 +124,12 @@ def restarts() -> int:
 def volume() -> Path:
     """A folder of this machine as the volume that holds the model repository."""
     folder = node.STATE / "volume"
+    shutil.rmtree(folder, ignore_errors=True)
     (folder / "fraud").mkdir(parents=True, exist_ok=True)
     copy_version("1")
-    folder.chmod(0o777)
-    (folder / "fraud").chmod(0o777)
+    for path in (folder, folder / "fraud"):
+        path.chmod(0o777)
+    kubectl("delete", "persistentvolume", "models", "--ignore-not-found")  # of a trial before: it is bound to its claim
     kubectl(
         "apply", "-f", "-",
         stdin=yaml.safe_dump(
@@ -313,6 +316,7 @@ def main() -> None:
 
 
 def _run(arguments: Any, console: Console) -> list[Row]:
+    Release(VALUES).helm("uninstall", RELEASE, "--ignore-not-found", "--wait")  # of a trial that was interrupted
     kubectl("apply", "-f", str(HERE / "namespace.yaml"))
     volume()
     listeners = {
