@@ -110,8 +110,6 @@ def assemble_backends(folder: Path) -> None:
             for file in source.iterdir():
                 if file.is_file():
                     shutil.copy2(file, python / file.name)  # Triton refuses links that lead out of the folder
-        # It would do so itself, if the folder were its own; in an image it is not.
-        (python / "triton_python_backend_stub").chmod(0o755)
     for name in BACKEND_NAMES:
         shutil.rmtree(folder / name, ignore_errors=True)  # another backend of that name
         shutil.copytree(BACKEND, folder / name)

@@ -17,7 +17,8 @@ VERSION = "0.1.0"
 IMAGES = ("bridge", "serving")
 LIMIT_MB = {"bridge": 200}
 """An image that has grown beyond this is a mistake."""
-_DEBIAN = ("--variant=minbase", "--include=python3,python3-venv,ca-certificates", "bookworm")
+# libpython is what the stub of Triton's Python backend is linked with; official images of Python have it.
+_DEBIAN = ("--variant=minbase", "--include=python3,python3-venv,libpython3.11,ca-certificates", "bookworm")
 # The certificates by which this machine's pip trusts its index, for the time of the build.
 _TRUST = "/etc/ssl/certs:/etc/ssl/certs:ro"
 

@@ -18,7 +18,8 @@ COPY headrace headrace
 RUN pip install --quiet --break-system-packages --constraint constraints.txt . "numpy<2" ${ONNXRUNTIME} fsspec "tritonclient[grpc]" ${STORES} \
  && pip install --quiet --break-system-packages --constraint constraints.txt --no-deps ${TENSORFLOW} \
  && cp -r /opt/tritonserver/backends /opt/headrace/backends \
- && python3 -m serving.triton /opt/headrace/backends
+ && python3 -m serving.triton /opt/headrace/backends \
+ && chown -R 65532:65532 /opt/headrace/backends
 ENV PATH=/opt/tritonserver/bin:${PATH} TF_CPP_MIN_LOG_LEVEL=2 PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 USER 65532:65532
 WORKDIR /tmp

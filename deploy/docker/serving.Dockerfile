@@ -33,6 +33,8 @@ RUN /build/bin/python deploy/docker/sbom.py headrace/serving /opt/headrace /opt/
 
 FROM ${BASE}
 COPY --from=build /opt/headrace /opt/headrace
+# Triton marks the stub of its Python backend as executable whenever it starts one, which only its owner may.
+COPY --from=build --chown=65532:65532 /opt/headrace/backends /opt/headrace/backends
 ENV PATH=/opt/headrace/bin:/usr/local/bin:/usr/bin:/bin LD_LIBRARY_PATH=/opt/headrace/lib/triton \
     TF_CPP_MIN_LOG_LEVEL=2 PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 USER 65532:65532

@@ -119,7 +119,8 @@ def _plot(title: str, unit: str, targets: Sequence[Target], stacked: bool = Fals
 
 def _placed(rows: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
     """On Grafana's grid of 24 columns."""
-    panels, top = [], 0
+    panels: list[dict[str, Any]] = []
+    top = 0
     for row in rows:
         height = 4 if row[0]["type"] == "stat" else 8
         width = 24 // len(row)

@@ -1,6 +1,5 @@
 """What a run found: tables for a terminal, JSON for programs, a page with plots for people."""
 
-import io
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -9,6 +8,8 @@ from typing import Any
 
 from loadtest.bench.measure import Figures
 from loadtest.bench.run import Results, Row
+from loadtest.page import html, svg
+from loadtest.page import table as html_table
 
 Column = tuple[str, Callable[[Figures], float | None], str]
 COLUMNS: Sequence[Column] = (
@@ -69,31 +70,12 @@ def ratio(row: Row, other: Row, column: Column) -> float | None:
 
 def page(results: Results, title: str) -> str:
     """An HTML page that needs nothing else."""
-    parts = [f"<h1>{escape(title)}</h1>"]
-    for name, rows in results.items():
-        titles, body = table(rows)
-        head = "".join(f"<th>{escape(text)}</th>" for text in titles)
-        lines = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>" for cells in body)
-        parts.append(f"<h2>{escape(name)}</h2><table><tr>{head}</tr>{lines}</table>{_plot(rows)}")
-    return _PAGE.format(title=escape(title), body="\n".join(parts))
-
-
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
-body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; color: #222 }}
-table {{ border-collapse: collapse; margin: 1rem 0 }}
-td, th {{ padding: .3rem .8rem; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap }}
-td:first-child, th:first-child {{ text-align: left }}
-svg {{ max-width: 100%; height: auto }}
-</style></head><body>
-{body}
-</body></html>
-"""
+    parts = [f"<h2>{escape(name)}</h2>{html_table(*table(rows))}{_plot(rows)}" for name, rows in results.items()]
+    return html(title, parts)
 
 
 def _plot(rows: Sequence[Row]) -> str:
     """Bars: throughput, CPU by process, and latency, as far as there are figures."""
-    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     rows = [row for row in rows if row.rounds]
@@ -108,10 +90,7 @@ def _plot(rows: Sequence[Row]) -> str:
         panel(rows, axis)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].invert_yaxis()
-    drawn = io.StringIO()
-    with rc_context({"svg.fonttype": "none"}):  # text stays text: a fraction of the size
-        figure.savefig(drawn, format="svg")
-    return drawn.getvalue()[drawn.getvalue().index("<svg") :]
+    return svg(figure)
 
 
 def _throughput(rows: Sequence[Row], axis: Any) -> None:

@@ -314,5 +314,6 @@ def test_the_watcher_looks_where_versions_are_dropped_in(chart: Chart, example: 
     pod = one(objects, "Deployment", "serving")["spec"]["template"]["spec"]
     watcher = next(container for container in pod["containers"] if container["name"] == "watcher")
     assert watcher["command"] == ["headrace", "models", "watch", repository]
-    mounted = {mount["name"] for container in pod["containers"] for mount in container["volumeMounts"]}
+    containers = (*pod["containers"], *pod["initContainers"])
+    mounted = {mount["name"] for container in containers for mount in container["volumeMounts"]}
     assert mounted == {volume["name"] for volume in pod["volumes"]}

@@ -1,0 +1,95 @@
+"""Sends events when they are due. A process of its own: nothing else may make it late.
+
+Reads a line for each change: `rate 1500`, and `end`. Writes a line of JSON every second, and the last one at the end.
+"""
+
+import contextlib
+import json
+import os
+import select
+import sys
+import time
+from itertools import count, cycle
+from pathlib import Path
+from typing import Any
+
+from confluent_kafka import Producer
+from confluent_kafka.admin import AdminClient
+from hdrh.histogram import HdrHistogram
+
+from loadtest.load.plan import Spacing
+from loadtest.load.settings import INTENDED, Settings
+
+_REST = 0.0005  # the longest sleep: so late an event may be sent for it
+LONGEST_US = 3_600_000_000
+"""The largest latency that a histogram takes, microseconds."""
+
+
+def main() -> None:
+    """Send until told to end."""
+    settings = Settings.of_command_line()
+    with contextlib.suppress(OSError):
+        os.nice(-10)  # not to wait for a core behind what it measures; only root may
+    security = settings.security or {}
+    partitions = len(
+        AdminClient({"bootstrap.servers": settings.bootstrap, **security})
+        .list_topics(settings.source, 10)
+        .topics[settings.source]
+        .partitions
+    )
+    producer = Producer(
+        {
+            "bootstrap.servers": settings.bootstrap,
+            "linger.ms": settings.linger_ms,
+            "batch.size": 512 * 1024,
+            "queue.buffering.max.messages": 1_000_000,
+            **security,
+        }
+    )
+    values = cycle([line.encode() for line in Path(settings.events).read_text().splitlines() if line])
+    delays = HdrHistogram(1, LONGEST_US, 3)
+    clock = time.time
+    spacing = Spacing(settings.poisson, settings.seed, clock())
+    numbers = count()
+    sent: dict[int, int] = {}
+    prefix, total, refused, told, ended = f"{settings.run}-", 0, 0, clock(), False
+    while not ended:
+        now = clock()
+        for at in spacing.due(now):
+            number = next(numbers)
+            try:
+                producer.produce(
+                    settings.source,
+                    next(values),
+                    f"{prefix}{number}",
+                    number % partitions,
+                    timestamp=int(at * 1000),
+                    headers=[(INTENDED, b"%d" % (at * 1e9))],
+                )
+            except BufferError:
+                refused += 1  # never sent; the receiver will miss it, as it should
+            delays.record_value(max(1, int((clock() - at) * 1e6)))
+            sent[int(at)] = sent.get(int(at), 0) + 1
+            total += 1
+        producer.poll(0)
+        if now - told >= 1:
+            told = now
+            _say({"sent": total, "second": sent})
+            sent = {}
+        if select.select([sys.stdin], [], [], 0)[0]:
+            words = sys.stdin.readline().split()
+            if words[:1] == ["rate"]:
+                spacing.set_rate(float(words[1]), clock())
+            else:
+                ended = True
+        time.sleep(min(_REST, spacing.wait(clock())))
+    left = producer.flush(60)
+    _say({"sent": total, "second": sent, "refused": refused + left, "delays": delays.encode().decode()})
+
+
+def _say(found: dict[str, Any]) -> None:
+    print(json.dumps(found), flush=True)
+
+
+if __name__ == "__main__":
+    main()
