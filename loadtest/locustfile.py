@@ -14,7 +14,7 @@ from typing import Any
 
 import gevent
 import grpc.experimental.gevent as grpc_gevent
-from locust import LoadTestShape, User, constant, events, task
+from locust import User, constant, events, task
 from locust.argument_parser import LocustArgumentParser
 from locust.env import Environment
 from locust.runners import MasterRunner, WorkerRunner
@@ -71,22 +71,6 @@ def planned(options: Any) -> plans.Plan:
             return plans.replay(Path(options.plan_file), options.plan_speed)
         case _:
             return plans.uniform(rate, seconds)
-
-
-class PlanShape(LoadTestShape):
-    """So many users as the plan's rate asks for."""
-
-    def __init__(self, plan: plans.Plan, rate_per_user: float) -> None:
-        super().__init__()
-        self._plan, self._rate_per_user = plan, rate_per_user
-
-    def tick(self) -> tuple[int, float] | None:
-        """Users now, and how fast they come: at once."""
-        rate = plans.rate_at(self._plan, self.get_run_time())
-        return None if rate is None else (max(1, round(rate / self._rate_per_user)), 10_000.0)
-
-
-del LoadTestShape  # Locust would take any shape that it finds here for the one to use
 
 
 class Load:
@@ -160,6 +144,8 @@ class TritonUser(User):
 @events.init.add_listener
 def set_up(environment: Environment, **_: Any) -> None:
     """Users and shape as the options ask for."""
+    from loadtest.load.shape import PlanShape  # here: Locust would take any shape of this file for the one to use
+
     options = environment.parsed_options
     environment.user_classes = [TritonUser] if options.triton else [KafkaEventUser]
     if options.plan != "none" and not isinstance(environment.runner, WorkerRunner):

@@ -37,6 +37,8 @@ _OPTIONS = [
     # Reconnects follow our own backoff; gRPC's own would wait up to two minutes after a long outage.
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 2_000),
+    # A server that has moved is found again this soon, where a name stands for its address; 30 s otherwise.
+    ("grpc.dns_min_time_between_resolutions_ms", 2_000),
     # Channels to one address share a connection otherwise, and leaving one that hangs would lead back to it.
     ("grpc.use_local_subchannel_pool", 1),
 ]

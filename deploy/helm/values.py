@@ -72,7 +72,7 @@ class SecretMount(Values):
 
 
 class BridgeAutoscaling(Values):
-    """Bridges by consumer lag; needs KEDA on the cluster. Each step is a rebalance, so that down is slow by default."""
+    """Bridges by consumer lag and CPU; needs KEDA. Each step is a rebalance, so that down is slow by default."""
 
     enabled: bool = False
     """Whether a ScaledObject is made; `replicas` is then not set."""
@@ -82,6 +82,9 @@ class BridgeAutoscaling(Values):
     """Fewest bridges; at least one, since with none nobody keeps the promise of a bounded delay."""
     lag_threshold: int = Field(default=20_000, ge=1)
     """Events of lag for each bridge: some seconds of what one of them can do. docs/scaling.md finds it for a load."""
+    cpu: float = Field(default=0.7, ge=0, le=1)
+    """Share of a core, for each worker, at which bridges should work. Without it (0) the lag alone says how many there are,
+    and since it is gone when there are enough, they would come and go all day. Needs the metrics of pods."""
     polling_interval: int = Field(default=15, ge=1)
     """Seconds between looks at the lag."""
     scale_down_window: int = Field(default=600, ge=300)

@@ -115,7 +115,7 @@ def _command(
     return [
         sys.executable, "-m", "locust", "-f", str(HERE / "locustfile.py"), *web, *planned,
         "--loglevel", "WARNING",
-        "--rate-per-user", str(max(1.0, rate / 50)),
+        "--rate-per-user", str(max(1.0, rate / 10)),
         "--bootstrap", bootstrap, "--source", "load", "--result", target, "--dead-letter", f"{target}-dead",
         "--events", str(home / "events.jsonl"), "--linger-ms", "1" if rate < 5_000 else "5",
         "--observe", f"http://127.0.0.1:{_PORT}/metrics", "--report", str(report),

@@ -5,8 +5,7 @@ until the outcomes of N events are there, and writes what is wrong with them.
 """
 
 import json
-import select
-import sys
+import math
 import time
 from collections import Counter
 from typing import Any
@@ -15,6 +14,7 @@ import orjson
 from confluent_kafka import Consumer, TopicPartition
 from hdrh.histogram import HdrHistogram
 
+from loadtest.load.orders import Orders
 from loadtest.load.sender import LONGEST_US
 from loadtest.load.settings import INTENDED, Settings
 
@@ -104,8 +104,10 @@ def main() -> None:
     consumer.assign(places)
     reading = Reading(settings)
     print("ready", flush=True)
-    told, expected, until = time.time(), None, 0.0
-    while expected is None or not (reading.complete(expected) and time.monotonic() > until):
+    orders, told = Orders(), time.time()
+    expected: int | None = None
+    earliest = latest = math.inf  # to end
+    while time.monotonic() < latest:
         first = consumer.poll(0.02)  # to ask for many would wait for many
         now = time.time()
         for message in [first, *consumer.consume(1_000, 0)] if first else []:
@@ -115,11 +117,12 @@ def main() -> None:
                 reading.note_version(first, now)
             print(json.dumps({"at": now, "us": reading.fresh}), flush=True)
             reading.fresh, told = [], now
-        if expected is None and select.select([sys.stdin], [], [], 0)[0]:
-            expected = int(sys.stdin.readline().split()[1])
-            until = time.monotonic() + 1.0  # for what may come twice
-            give_up = time.monotonic() + settings.patience
-        if expected is not None and time.monotonic() > give_up:
+        match orders.next():
+            case ["end", count]:
+                expected = int(count)
+                earliest = time.monotonic() + 1.0  # for what may come twice
+                latest = time.monotonic() + settings.patience
+        if expected is not None and reading.complete(expected) and time.monotonic() > earliest:
             break
     print(json.dumps({"at": time.time(), "us": reading.fresh}), flush=True)
     print(json.dumps(reading.verdict(expected or 0)), flush=True)

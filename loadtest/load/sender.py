@@ -6,8 +6,6 @@ Reads a line for each change: `rate 1500`, and `end`. Writes a line of JSON ever
 import contextlib
 import json
 import os
-import select
-import sys
 import time
 from itertools import count, cycle
 from pathlib import Path
@@ -17,6 +15,7 @@ from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient
 from hdrh.histogram import HdrHistogram
 
+from loadtest.load.orders import Orders
 from loadtest.load.plan import Spacing
 from loadtest.load.settings import INTENDED, Settings
 
@@ -48,7 +47,7 @@ def main() -> None:
     )
     values = cycle([line.encode() for line in Path(settings.events).read_text().splitlines() if line])
     delays = HdrHistogram(1, LONGEST_US, 3)
-    clock = time.time
+    clock, orders = time.time, Orders()
     spacing = Spacing(settings.poisson, settings.seed, clock())
     numbers = count()
     sent: dict[int, int] = {}
@@ -76,11 +75,10 @@ def main() -> None:
             told = now
             _say({"sent": total, "second": sent})
             sent = {}
-        if select.select([sys.stdin], [], [], 0)[0]:
-            words = sys.stdin.readline().split()
-            if words[:1] == ["rate"]:
-                spacing.set_rate(float(words[1]), clock())
-            else:
+        match orders.next():
+            case ["rate", rate]:
+                spacing.set_rate(float(rate), clock())
+            case ["end", *_]:
                 ended = True
         time.sleep(min(_REST, spacing.wait(clock())))
     left = producer.flush(60)

@@ -237,6 +237,7 @@ def test_components_are_switched_off_apart(chart: Chart) -> None:
     serving = render(chart, {"bridge": {"enabled": False}})
     assert [item["metadata"]["name"] for item in serving if item["kind"] == "Deployment"] == ["x-headrace-serving"]
     assert not [item for item in serving if item["kind"] in ("ConfigMap", "Pod")]
+    assert [item["metadata"]["name"] for item in bridge if item["kind"] == "Pod"] == ["x-headrace-test"]
 
 
 def test_autoscaling_owns_the_number_of_pods(chart: Chart) -> None:
@@ -255,6 +256,7 @@ def test_autoscaling_owns_the_number_of_pods(chart: Chart) -> None:
         "excludePersistentLag": "true",
         "ensureEvenDistributionOfPartitions": "true",
     }
+    assert scaled["triggers"][1] == {"type": "cpu", "metricType": "AverageValue", "metadata": {"value": "700m"}}
     down = scaled["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]["scaleDown"]
     assert down["stabilizationWindowSeconds"] >= 300
     assert [policy["value"] for policy in down["policies"]] == [1]

@@ -3,7 +3,7 @@
 import sys
 
 from deploy.docker import build
-from tests.deploy.cluster import node
+from tests.deploy.cluster import autoscaling, node
 from tests.deploy.cluster.daemon import Failed
 
 
@@ -18,13 +18,20 @@ def up() -> None:
         build.from_files("localhost/coredns:1", {node.BIN / "coredns": "/coredns"}, ["/coredns"])
         build.save("localhost/coredns:1", "coredns")
     node.up()
+    autoscaling.up()
     for name in build.IMAGES:
         node.load(node.IMAGES / f"{name}.tar", name)
     print(f"ready; export KUBECONFIG={node.KUBECONFIG} PATH={node.BIN}:$PATH")
 
 
+def down() -> None:
+    """Remove it."""
+    autoscaling.down()
+    node.down()
+
+
 if __name__ == "__main__":
     try:
-        {"up": up, "down": node.down}[sys.argv[1]]()
+        {"up": up, "down": down}[sys.argv[1]]()
     except (Failed, build.BuildError) as error:
         sys.exit(str(error))

@@ -162,6 +162,7 @@ def _control_plane() -> None:
         authority = Authority(pki)
         authority.issue("apiserver", "kubernetes.default.svc", (HOST, "10.96.0.1"))
         authority.issue("service-account")
+        authority.issue("keda", "localhost", (HOST,))
         authority.issue("front-proxy")
     _written("tokens.csv", f'{_TOKEN},admin,admin,"system:masters"\n')
     _written("kubeconfig", _kubeconfig(pki / "ca.pem"))

@@ -53,6 +53,7 @@ CLUSTER = {
     "etcd": Program("go.etcd.io/etcd/server/v3", module="etcd"),
     "coredns": Program("github.com/coredns/coredns", version="v1.15.0"),
     "kube-router": Program("github.com/cloudnativelabs/kube-router/v2/cmd/kube-router", version="v2.1.0"),
+    "metrics-server": Program("sigs.k8s.io/metrics-server/cmd/metrics-server", version="v0.9.0"),
     "keda-operator": Program("github.com/kedacore/keda/v2/cmd/operator", module="keda"),
     "keda-adapter": Program("github.com/kedacore/keda/v2/cmd/adapter", module="keda"),
 }
