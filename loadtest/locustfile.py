@@ -39,6 +39,7 @@ def options(parser: LocustArgumentParser) -> None:
     add("--dead-letter", default="dead-letters", help="Topic of the dead letters")
     add("--events", default="", help="File of events to repeat, one JSON object in each line")
     add("--linger-ms", type=int, default=5, help="Of the producer")
+    add("--warm-up", type=float, default=2.0, help="Seconds at the start whose latencies do not count")
     add("--rate-per-user", type=float, default=100.0, help="Events/s of one KafkaEventUser")
     add("--plan", choices=_PLANS, default="none", help="How the rate goes; none: by the number of users")
     add("--plan-rate", type=float, default=1000.0, help="Events/s of the plan; of steps the highest")
@@ -171,6 +172,7 @@ def begin(environment: Environment, **_: Any) -> None:
         events=options.events,
         poisson=options.plan == "poisson",
         linger_ms=options.linger_ms,
+        warm_up=options.warm_up,
     )
     name = f"{options.source} -> {options.result}"
 

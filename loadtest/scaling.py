@@ -57,7 +57,8 @@ class Settings:
         scale_down_window: seconds that fewer bridges must have been enough.
         min_replicas: fewest bridges.
         max_replicas: most bridges.
-        even: only numbers of bridges among which the partitions divide evenly.
+        even: wants only numbers of bridges among which the partitions divide evenly; on the way down, one at a time, there
+            are others too.
         cpu: share of its capacity at which a bridge should work; 0 does not look at it.
     """
 
@@ -134,6 +135,7 @@ class Day:
             at, _, act = heapq.heappop(self._events)
             self._advance(at)
             act()
+        self._advance(DAY)
         return self.outcome
 
     def _at(self, when: float, act: Callable[[], None]) -> None:

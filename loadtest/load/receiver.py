@@ -33,6 +33,7 @@ class Reading:
         self._prefix = f"{settings.run}-".encode()
         self._seen: Counter[int] = Counter()
         self._newest: dict[int, int] = {}
+        self._first = math.inf
         self.fresh: list[int] = []
         self.latency = HdrHistogram(1, LONGEST_US, 3)
         self.disordered = 0
@@ -51,7 +52,9 @@ class Reading:
         intended = next(int(value) for name, value in message.headers() if name == INTENDED)
         took = max(1, int(now * 1e6 - intended / 1e3))
         self.fresh.append(took)
-        self.latency.record_value(min(took, LONGEST_US))
+        self._first = min(self._first, intended)
+        if intended >= self._first + self._settings.warm_up * 1e9:
+            self.latency.record_value(min(took, LONGEST_US))
         if message.topic() == self._settings.dead_letter:
             self.letters += 1
             return

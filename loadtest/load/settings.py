@@ -22,6 +22,7 @@ class Settings:
         poisson: whether gaps are those of independent events.
         seed: of the gaps.
         linger_ms: of the producer.
+        warm_up: seconds from the first event on whose latencies are not counted: connections, first fetches.
         patience: seconds to wait for the last results.
         security: more options of both Kafka clients, in librdkafka's names.
     """
@@ -35,6 +36,7 @@ class Settings:
     poisson: bool = False
     seed: int = 1
     linger_ms: int = 5
+    warm_up: float = 2.0
     patience: float = 30.0
     security: dict[str, str] | None = None
 

@@ -1,0 +1,153 @@
+"""The load test's pure parts: plans, spacing, what is found and how it is judged."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hdrh.histogram import HdrHistogram
+from hypothesis import given
+from hypothesis import strategies as st
+
+from loadtest.load import plan
+from loadtest.load.report import FAILED, PASSED, VOID, Gates, page, percentiles
+from loadtest.load.stream import Found
+
+
+def test_a_plan_says_the_rate_of_every_moment() -> None:
+    steps = plan.steps(800, 4, 10)
+    assert [plan.rate_at(steps, second) for second in (0, 9.9, 10, 39.9)] == [200, 200, 400, 800]
+    assert plan.rate_at(steps, 40) is None
+    spike = plan.spike(100, 120)
+    assert [plan.rate_at(spike, second) for second in (0, 47.9, 48, 77.9, 78, 119)] == [100, 100, 1000, 1000, 100, 100]
+    with pytest.raises(plan.PlanError, match="does not fit in 40 s"):
+        plan.spike(100, 40)
+
+
+def test_a_recorded_day_is_played_again(tmp_path: Path) -> None:
+    record = tmp_path / "day.csv"
+    record.write_text("seconds,events_per_second\n0,100\n3600,500\n7200,0\n")
+    played = plan.replay(record, speed=60)
+    assert played == [plan.Phase(60, 100), plan.Phase(60, 500)]
+    record.write_text("seconds,events_per_second\n0,100\n0,500\n")
+    with pytest.raises(plan.PlanError, match="in the order of their seconds"):
+        plan.replay(record)
+    record.write_text("time,rate\n0,100\n")
+    with pytest.raises(plan.PlanError, match="columns seconds and events_per_second"):
+        plan.replay(record)
+    with pytest.raises(plan.PlanError, match="cannot be read"):
+        plan.replay(tmp_path / "missing.csv")
+
+
+def test_uniform_events_are_due_at_even_distances() -> None:
+    spacing = plan.Spacing(poisson=False, seed=1, start=100.0)
+    spacing.set_rate(4, 100.0)
+    assert list(spacing.due(101.0)) == pytest.approx([100.25, 100.5, 100.75, 101.0])
+    assert spacing.wait(101.0) == pytest.approx(0.25)
+
+
+def test_a_change_of_the_rate_stretches_only_what_is_left_of_a_gap() -> None:
+    spacing = plan.Spacing(poisson=False, seed=1, start=0.0)
+    spacing.set_rate(1, 0.0)
+    spacing.set_rate(2, 0.5)  # half a gap is left, which now takes a quarter of a second
+    assert list(spacing.due(2.0)) == pytest.approx([0.75, 1.25, 1.75])
+    spacing.set_rate(0, 2.0)
+    assert list(spacing.due(1000.0)) == []
+    assert spacing.wait(1000.0) == 1.0
+
+
+@given(st.integers(0, 2**31), st.floats(50, 5_000))
+def test_poisson_events_come_at_their_rate_and_not_evenly(seed: int, rate: float) -> None:
+    spacing = plan.Spacing(poisson=True, seed=seed, start=0.0)
+    spacing.set_rate(rate, 0.0)
+    due = list(spacing.due(2_000 / rate))
+    assert due == sorted(due)
+    assert 1_700 < len(due) < 2_300  # 2,000 give or take 6.7 of its standard deviations
+    gaps = [after - before for before, after in zip(due, due[1:], strict=False)]
+    mean = sum(gaps) / len(gaps)
+    spread = (sum((gap - mean) ** 2 for gap in gaps) / len(gaps)) ** 0.5
+    assert 0.8 < spread / mean < 1.2  # of an exponential distribution: 1
+
+
+def found(latency_ms: float = 10, delay_ms: float = 0.1, **outcomes: int) -> Found:
+    made = Found(sent=100)
+    made.outcomes.update({"received": 100, **outcomes})
+    made.latency.record_value(int(latency_ms * 1000), 100)
+    made.delays.record_value(int(delay_ms * 1000), 100)
+    made.sending[1_000] = 100
+    made.arriving[1_000][80] = 100
+    return made
+
+
+@pytest.mark.parametrize(
+    ("run", "code", "word"),
+    [
+        (found(), PASSED, None),
+        (found(latency_ms=60), FAILED, "p99 is 60"),
+        (found(missing=1), FAILED, "1 events have no outcome"),
+        (found(disordered=2), FAILED, "2 outcomes are out of order"),
+        (found(delay_ms=1.5), VOID, "the generator's own delay is 1.5"),
+        (found(refused=3), VOID, "3 events were not sent"),
+        (Found(), VOID, "nothing was sent"),
+    ],
+)
+def test_a_run_passes_fails_or_says_nothing(run: Found, code: int, word: str | None) -> None:
+    given_code, sentences = Gates(max_p99_ms=50, max_missing=0).judge(run)
+    assert given_code == code
+    assert bool(sentences) == (word is not None)
+    assert word is None or word in sentences[0]
+
+
+def test_workers_findings_add_up_over_the_wire() -> None:
+    whole = Found()
+    for latency in (10, 30):
+        one = found(latency_ms=latency)
+        one.versions["2"] = 1_000.0 + latency
+        whole.add(Found.decode(json.loads(json.dumps(one.encode()))))
+    assert whole.sent == 200
+    assert whole.outcomes["received"] == 200
+    assert whole.latency.get_total_count() == 200
+    assert percentiles(whole.latency)["100"] == pytest.approx(30, rel=0.01)
+    assert percentiles(whole.latency)["50"] == pytest.approx(10, rel=0.01)
+    assert whole.sending[1_000] == 200
+    assert whole.arriving[1_000].sum() == 200
+    assert whole.versions == {"2": 1_010.0}
+
+
+def test_a_seconds_percentile_is_within_its_bucket() -> None:
+    made = Found()
+    import numpy as np
+
+    from loadtest.load.stream import _BOUNDS
+
+    for milliseconds in (5, 50, 500):
+        made.arriving[7][int(np.searchsorted(_BOUNDS, milliseconds * 1000))] += 1
+    for share, expected in ((0.1, 5), (0.5, 50), (1.0, 500)):
+        assert made.percentile_of_second(7, share) == pytest.approx(expected, rel=0.08)
+    assert np.isnan(made.percentile_of_second(8, 0.5))
+
+
+def test_the_page_shows_what_was_found() -> None:
+    latency = HdrHistogram(1, 1_000_000, 3)
+    latency.record_value(12_345)
+    document = {
+        "verdict": "failed",
+        "wrong": ["p99 is above"],
+        "sent": 1,
+        "received": 1,
+        "missing": 0,
+        "duplicated": 0,
+        "disordered": 0,
+        "dead_letters": 0,
+        "events_per_second": 1.0,
+        "latency_ms": percentiles(latency),
+        "generator_delay_ms": percentiles(latency),
+        "versions": {"1": 0.5},
+        "seconds": [
+            {"second": 0, "sent": 1, "received": 1, "p50": 12.0, "p99": 12.0, "max": 12.0, "lag": None, "batch": None}
+        ],
+    }
+    text = page(document)
+    assert "Load test: failed" in text
+    assert "p99 is above" in text
+    assert "12.3" in text
+    assert "version 1" in text
