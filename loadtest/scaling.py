@@ -57,8 +57,8 @@ class Settings:
         scale_down_window: seconds that fewer bridges must have been enough.
         min_replicas: fewest bridges.
         max_replicas: most bridges.
-        even: wants only numbers of bridges among which the partitions divide evenly; on the way down, one at a time, there
-            are others too.
+        even: wants only numbers of bridges among which the partitions divide evenly; on the way down, one at a time,
+            there are others too.
         cpu: share of its capacity at which a bridge should work; 0 does not look at it.
     """
 

@@ -1,5 +1,6 @@
 """The load test's pure parts: plans, spacing, what is found and how it is judged."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -62,7 +63,7 @@ def test_poisson_events_come_at_their_rate_and_not_evenly(seed: int, rate: float
     due = list(spacing.due(2_000 / rate))
     assert due == sorted(due)
     assert 1_700 < len(due) < 2_300  # 2,000 give or take 6.7 of its standard deviations
-    gaps = [after - before for before, after in zip(due, due[1:], strict=False)]
+    gaps = [after - before for before, after in itertools.pairwise(due)]
     mean = sum(gaps) / len(gaps)
     spread = (sum((gap - mean) ** 2 for gap in gaps) / len(gaps)) ** 0.5
     assert 0.8 < spread / mean < 1.2  # of an exponential distribution: 1

@@ -3,7 +3,7 @@
 import sys
 
 from deploy.docker import build
-from tests.deploy.cluster import autoscaling, node
+from tests.deploy.cluster import extensions, node
 from tests.deploy.cluster.daemon import Failed
 
 
@@ -18,7 +18,7 @@ def up() -> None:
         build.from_files("localhost/coredns:1", {node.BIN / "coredns": "/coredns"}, ["/coredns"])
         build.save("localhost/coredns:1", "coredns")
     node.up()
-    autoscaling.up()
+    extensions.up()
     for name in build.IMAGES:
         node.load(node.IMAGES / f"{name}.tar", name)
     print(f"ready; export KUBECONFIG={node.KUBECONFIG} PATH={node.BIN}:$PATH")
@@ -26,7 +26,7 @@ def up() -> None:
 
 def down() -> None:
     """Remove it."""
-    autoscaling.down()
+    extensions.down()
     node.down()
 
 

@@ -26,6 +26,7 @@ DNS = "10.96.0.10"
 NODES = ("node-1", "node-2")
 KUBECONFIG = STATE / "kubeconfig"
 _BRIDGE = "headrace0"
+_FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
 _API = 6443
 _ETCD = 22379
 _TOKEN = "test-cluster-admin"  # of a cluster that only this machine reaches
@@ -102,7 +103,15 @@ def down() -> None:
         _forget_chains(table)
     if (BIN / "kube-router").exists():
         _run(str(BIN / "kube-router"), "--cleanup-config", check=False)
+    for name in _run("ipset", "list", "-name", check=False).split():
+        if name.startswith("KUBE-"):
+            _run("ipset", "destroy", name, check=False)
     _run("ip", "link", "delete", _BRIDGE, check=False)
+    if (STATE / "ip_forward").exists():
+        _FORWARD.write_text((STATE / "ip_forward").read_text())
+    for link in Path("/var/log/containers").glob("*.log"):
+        if link.readlink().is_relative_to(STATE):
+            link.unlink()
     for line in reversed(Path("/proc/self/mounts").read_text().splitlines()):
         path = line.split()[1]
         if path.startswith(str(STATE)):
@@ -150,7 +159,9 @@ def _network() -> None:
         _run("ip", "link", "add", _BRIDGE, "type", "bridge")
         _run("ip", "address", "add", f"{HOST}/24", "dev", _BRIDGE)
         _run("ip", "link", "set", _BRIDGE, "up")
-    Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
+    if not (STATE / "ip_forward").exists():
+        (STATE / "ip_forward").write_text(_FORWARD.read_text())
+    _FORWARD.write_text("1")
     # What goes from pod to pod over the bridge is seen by the rules of Services and NetworkPolicies too.
     Path("/proc/sys/net/bridge/bridge-nf-call-iptables").write_text("1")
 

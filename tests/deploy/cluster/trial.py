@@ -177,6 +177,10 @@ VALUES = {
 }
 
 
+_SETTINGS = ("serving.replicas=2",)
+"""What is set from the upgrade to two servers on."""
+
+
 class Trial:
     """The steps, one after the other."""
 
@@ -248,6 +252,50 @@ def steps(trial: Trial, events: int, rate: float) -> None:
             time.sleep(5)
         return ""
 
+    def refuse() -> str:
+        broken = node.STATE / "volume" / "fraud" / "3" / "model.savedmodel"
+        broken.mkdir(parents=True)
+        (broken / "saved_model.pb").write_bytes(b"not a model")
+        wanted = fewest = ready("serving")
+        end = time.monotonic() + 30
+        while time.monotonic() < end:
+            fewest = min(fewest, ready("serving"))
+            time.sleep(1)
+        if fewest < wanted or "3" in traffic.versions:
+            raise Failed(
+                f"a version that is no model: {fewest} of {wanted} servers were left, {dict(traffic.versions)}"
+            )
+        said = kubectl("-n", NAMESPACE, "logs", SERVING, "-c", "watcher", "--tail=20")
+        if "version refused" not in said:
+            raise Failed(f"the watcher does not say that it refuses version 3:\n{said}")
+        shutil.rmtree(broken.parent)
+        return "all servers stay ready"
+
+    def follow_lag() -> str:
+        # By its address: KEDA runs on the host here, which does not know the cluster's names.
+        release.apply(
+            f"pipeline.kafka.bootstrap_servers={node.HOST}:9092",
+            "bridge.autoscaling.enabled=true",
+            "bridge.autoscaling.lagThreshold=5000",
+            "bridge.autoscaling.maxReplicas=3",
+            "bridge.autoscaling.pollingInterval=5",
+            "bridge.autoscaling.cpu=0",
+            *_SETTINGS,
+        )
+        down = {"stabilizationWindowSeconds": 15, "policies": [{"type": "Pods", "value": 1, "periodSeconds": 15}]}
+        behavior = {"horizontalPodAutoscalerConfig": {"behavior": {"scaleDown": down}}}
+        quick = json.dumps({"spec": {"advanced": behavior}})  # than the chart allows, since nobody waits here for it
+        name = f"{RELEASE}-headrace-bridge"
+        kubectl("-n", NAMESPACE, "patch", "scaledobject", name, "--type=merge", "-p", quick)
+        began = time.monotonic()
+        traffic.burst(600_000)
+        until(lambda: ready("bridge") == 3, "3 bridges", 240)
+        up = time.monotonic() - began
+        until(lambda: ready("bridge") == 1, "1 bridge again", 600)
+        note = f"3 bridges after {up:.0f} s of a backlog of 600,000, 1 again after {time.monotonic() - began:.0f} s"
+        release.apply(*_SETTINGS)
+        return note
+
     def drain() -> str:
         where = kubectl("-n", NAMESPACE, "get", "pod", first_pod("bridge"), "-o", "jsonpath={.spec.nodeName}")
         try:
@@ -270,17 +318,82 @@ def steps(trial: Trial, events: int, rate: float) -> None:
     trial.step("a bridge pod is deleted", lambda: delete("bridge"))
     trial.step("the only serving pod is deleted", lambda: delete("serving"), 300)
     trial.step("a model version is dropped into the volume", drop_in)
-    trial.step("helm upgrade to two serving pods", lambda: release.apply("serving.replicas=2"))
+    trial.step("helm upgrade to two serving pods", lambda: release.apply(*_SETTINGS))
     trial.step("one of two serving pods is deleted", lambda: delete("serving"), 300)
-    trial.step("bridges 1 -> 3 -> 1", scale)
+    trial.step("a version that is no model is dropped in", refuse)
+    trial.step("bridges 1 -> 3 -> 1 by hand", scale)
+    trial.step("bridges 1 -> 3 -> 1 by KEDA", follow_lag, 300)
     trial.step("a node is drained", drain, 300)
+
+
+def stranger() -> str:
+    """What a pod that nobody has named hears from the model server: it must not reach it.
+
+    Raises:
+        Failed: it does.
+    """
+    address = json.loads(kubectl("-n", NAMESPACE, "get", "pod", first_pod("serving"), "-o", "json"))["status"]["podIP"]
+    script = f"""
+import socket, sys
+try:
+    socket.create_connection(({address!r}, 8001), 5)
+except OSError as error:
+    sys.exit(f"{{error}}")
+"""
+    security = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}, "readOnlyRootFilesystem": True}
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "stranger", "namespace": NAMESPACE},
+        "spec": {
+            "restartPolicy": "Never",
+            "automountServiceAccountToken": False,
+            "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
+            "containers": [
+                {
+                    "name": "stranger",
+                    "image": "localhost/headrace/bridge:0.1.0",
+                    "imagePullPolicy": "Never",
+                    "command": ["/opt/headrace/bin/python3", "-c", script],
+                    "securityContext": security,
+                }
+            ],
+        },
+    }
+    kubectl("apply", "-f", "-", stdin=yaml.safe_dump(pod))
+    try:
+        phase = ("-n", NAMESPACE, "get", "pod", "stranger", "-o", "jsonpath={.status.phase}")
+        until(lambda: kubectl(*phase) in ("Failed", "Succeeded"), "the stranger", 60)
+        if kubectl(*phase) == "Succeeded":
+            raise Failed("a pod that nobody has named reaches the model server, in spite of the NetworkPolicies")
+        return kubectl("-n", NAMESPACE, "logs", "stranger").strip()
+    finally:
+        kubectl("-n", NAMESPACE, "delete", "pod", "stranger", "--now")
+
+
+def dry_run(release: Release) -> None:
+    """Every example as the API server itself sees it: unknown fields, wrong types, Pod Security.
+
+    Raises:
+        Failed: it refuses one, or warns.
+    """
+    for example in sorted((CHART.parent / "examples").glob("*.yaml")):
+        text = release.helm("template", "example", str(CHART), "-f", str(example), "--kube-version", "1.34.4")
+        command = [str(node.BIN / "kubectl"), f"--kubeconfig={node.KUBECONFIG}", "-n", NAMESPACE, "apply"]
+        options = ["--dry-run=server", "--validate=strict", "-f", "-"]
+        done = subprocess.run([*command, *options], input=text, capture_output=True, text=True, check=False)
+        if done.returncode or "Warning" in done.stderr:
+            raise Failed(f"{example.name}: {done.stderr.strip()}")
+        print(f"{example.name}: {len(done.stdout.splitlines())} objects that the API server takes", flush=True)
 
 
 @contextmanager
 def installed(release: Release) -> Iterator[None]:
     """The release, removed in the end with all that came with it."""
     release.apply(install=True)
-    print(release.helm("test", RELEASE, "--logs"))
+    release.helm("test", RELEASE)
+    tried = ("exec", BRIDGE, "--", "headrace", "try", "/etc/headrace/pipeline.yaml")
+    print(kubectl("-n", NAMESPACE, *tried), flush=True)
     try:
         yield
     finally:
@@ -335,10 +448,12 @@ def _run(arguments: Any, console: Console) -> list[Row]:
         traffic.burst(1)  # for helm test to take
         trial = Trial(Release(VALUES), traffic, console)
         traffic.start()
+        dry_run(trial.release)
         began = time.monotonic()
         try:
             with installed(trial.release):
                 console.print(f"installed and tested in {time.monotonic() - began:.0f} s")
+                console.print(f"a pod that nobody has named: {stranger()}")
                 steps(trial, arguments.events, arguments.rate)
                 traffic.rate(0)
                 traffic.wait(120)

@@ -15,6 +15,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 BIN = HERE.parents[2] / ".cluster" / "bin"
 KUBERNETES = "1.34.4"
+KEDA = "v2.21.0"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,14 +1,18 @@
-"""KEDA and the resource metrics of pods, as processes of the host that the API server reaches like any other extension."""
+"""What a cluster has beyond Kubernetes: KEDA, the resource metrics of pods, and the types of the Prometheus operator.
 
+KEDA and the metrics server are processes of the host, which the API server reaches like any other extension.
+"""
+
+import json
 import shutil
 import subprocess
 from pathlib import Path
 
 import yaml
 
-from tests.deploy.cluster.daemon import Daemon, Failed, until
+from tests.deploy.cluster.daemon import Daemon, Failed
 from tests.deploy.cluster.node import BIN, HOST, KUBECONFIG, STATE, kubectl
-from tests.deploy.tools.build import HERE as TOOLS
+from tests.deploy.tools.build import KEDA
 
 _PKI = STATE / "pki"
 _KEDA, _METRICS, _GRPC = 16443, 16444, 9666
@@ -16,14 +20,20 @@ NAMES = ("keda-operator", "keda-adapter", "metrics-server")
 
 
 def up() -> None:
-    """Bring both up.
+    """Bring them up.
 
     Raises:
         Failed: with the log of what does not come up.
     """
-    kubectl(
-        "apply", "--server-side", "-f", str(_module("github.com/kedacore/keda/v2", "keda") / "config" / "crd" / "bases")
+    types = (
+        _module("github.com/prometheus-operator/prometheus-operator@v0.85.0") / "example" / "prometheus-operator-crd"
     )
+    definitions = [
+        _module(f"github.com/kedacore/keda/v2@{KEDA}") / "config" / "crd" / "bases",
+        *(types / f"monitoring.coreos.com_{name}.yaml" for name in ("podmonitors", "prometheusrules")),
+    ]
+    for path in definitions:
+        kubectl("apply", "--server-side", "-f", str(path))
     kubectl(
         "apply",
         "-f",
@@ -39,7 +49,8 @@ def up() -> None:
          "--enable-cert-rotation=false", "--metrics-bind-address=127.0.0.1:18080",
          "--health-probe-bind-address=127.0.0.1:18081", f"--metrics-service-bind-address=127.0.0.1:{_GRPC}",
          "--zap-log-level=info"],
-        env={"POD_NAMESPACE": "keda", "POD_NAME": "keda-operator", "WATCH_NAMESPACE": "", "KEDA_HTTP_DEFAULT_TIMEOUT": "3000"},
+        env={"POD_NAMESPACE": "keda", "POD_NAME": "keda-operator", "WATCH_NAMESPACE": "",
+            "KEDA_CLUSTER_OBJECT_NAMESPACE": "keda", "KEDA_HTTP_DEFAULT_TIMEOUT": "3000"},
     )  # fmt: skip
     served = (
         f"--tls-cert-file={_PKI / 'keda.pem'}",
@@ -51,17 +62,17 @@ def up() -> None:
         [BIN / "keda-adapter", f"--kubeconfig={KUBECONFIG}", f"--lister-kubeconfig={KUBECONFIG}", *delegated, *served,
          f"--secure-port={_KEDA}", f"--metrics-service-address=localhost:{_GRPC}", f"--cert-dir={certificates}",
          "--port=18082"],
-        env={"POD_NAMESPACE": "keda", "KEDA_HTTP_DEFAULT_TIMEOUT": "3000"},
+        env={"POD_NAMESPACE": "keda", "WATCH_NAMESPACE": "", "KEDA_HTTP_DEFAULT_TIMEOUT": "3000"},
     )  # fmt: skip
     _extension("external.metrics.k8s.io", "v1beta1", "keda", _KEDA)
     _daemon("metrics-server").start(
         [BIN / "metrics-server", f"--kubeconfig={KUBECONFIG}", *delegated, *served, f"--secure-port={_METRICS}",
-         "--kubelet-insecure-tls", "--kubelet-preferred-address-types=InternalIP", "--metric-resolution=10s",
+         "--kubelet-insecure-tls", "--kubelet-preferred-address-types=InternalIP", "--metric-resolution=15s",
          "--kubelet-use-node-status-port"]
     )  # fmt: skip
     _extension("metrics.k8s.io", "v1beta1", "kube-system", _METRICS)
-    for group in ("external.metrics.k8s.io", "metrics.k8s.io"):
-        until(lambda: _available(group), f"the API of {group}", 90)  # noqa: B023 - awaited here
+    for name, group in (("keda-adapter", "external.metrics.k8s.io"), ("metrics-server", "metrics.k8s.io")):
+        _daemon(name).wait_ready(lambda: _available(group), 90)  # noqa: B023 - awaited here
 
 
 def down() -> None:
@@ -74,13 +85,14 @@ def _daemon(name: str) -> Daemon:
     return Daemon(STATE / "logs", name)
 
 
-def _module(path: str, tool: str) -> Path:
-    """The folder of a module that a tool is built from."""
-    command = ["go", "list", "-m", "-f", "{{.Dir}}", path]
-    done = subprocess.run(command, cwd=TOOLS / tool, capture_output=True, text=True, check=False)
+def _module(path: str) -> Path:
+    """The folder of a Go module."""
+    done = subprocess.run(
+        ["go", "mod", "download", "-json", path], cwd=BIN, capture_output=True, text=True, check=False
+    )
     if done.returncode:
-        raise Failed(f"{path}: {done.stderr.strip()}")
-    return Path(done.stdout.strip())
+        raise Failed(f"{path}: {done.stderr.strip() or done.stdout.strip()}")
+    return Path(json.loads(done.stdout)["Dir"])
 
 
 def _available(group: str) -> bool:
