@@ -11,7 +11,7 @@ import pytest
 from headrace.rig.kafka import KafkaCluster
 from headrace.rig.process import free_port
 from headrace.rig.triton import TritonRig
-from tests.support import Bridge, Broker, header, pipeline, running, until, values
+from tests.support import Bridge, Broker, header, headrace, pipeline, running, until, values
 
 FIELDS = [f"f{n}" for n in range(30)]
 MAPPED = {"inputs": {"features": FIELDS}}
@@ -70,6 +70,42 @@ def test_events_become_results_alerts_and_metrics(broker: Broker, triton: Triton
     assert sorted(r["id"] for r in values(broker.read(topics["alerts"]))) == list(range(2900, 3000))
     assert broker.committed(config["name"], topics["events"]) == {0: 1000, 1: 1000, 2: 1000}
     assert not any(line["level"] in ("warning", "error") for line in bridge.logs())
+
+
+def test_one_event_is_tried(broker: Broker, triton: TritonRig, tmp_path: Path) -> None:
+    topics = broker.topics()
+    config = dense(broker, triton, topics, delivery="exactly_once")
+    with running(config, tmp_path) as bridge:
+        empty = headrace("try", str(bridge.path))
+        assert empty.returncode == 1
+        assert "has no event to take again; give one with --event" in empty.stderr
+
+        good = headrace("try", str(bridge.path), "--event", event(7).decode(), "--json")
+        assert good.returncode == 0, good.stderr
+        found = json.loads(good.stdout)
+        assert found["outcome"] == "result"
+        assert json.loads(found["value"])["score"] == pytest.approx(7, rel=1e-5)
+        (record,) = broker.read(topics["results"])
+        assert header(record, "headrace-source") == found["source"]
+        assert record.key == b"headrace-try"
+
+        again = headrace("try", str(bridge.path))  # the topic's last event
+        assert again.returncode == 0, again.stderr
+        assert f" -> {topics['results']} after " in again.stdout
+        assert broker.count(topics["results"]) >= 2
+
+        bad = headrace("try", str(bridge.path), "--event", '{"id": 8}')
+        assert bad.returncode == 1
+        assert "a dead letter after" in bad.stdout
+        assert "mapping: " in bad.stdout
+        assert bridge.terminate() == 0
+    nobody = headrace("try", str(bridge.path), "--event", "{}", "--timeout", "500ms")
+    assert nobody.returncode == 1
+    assert "no outcome of " in nobody.stderr
+    assert "does the bridge run" in nobody.stderr
+    usage = headrace("try", str(bridge.path), "--timeout", "soon")
+    assert usage.returncode == 2
+    assert "a duration is a number with a unit" in usage.stderr
 
 
 def test_a_pinned_version_that_is_not_there_is_waited_for_and_named(
