@@ -1,7 +1,7 @@
 """make test-cluster: the chart on a real Kubernetes, under load, through everything that is done to a release.
 
 Events flow all the while. After each change the reader waits until every event written so far has its outcome. Prints a
-table, writes it to docs/ with --out, and exits 1 when an event was lost, doubled or out of order, or a step failed.
+table, writes it as Markdown with --out, and exits 1 when an event was lost, doubled or out of order, or a step failed.
 """
 
 import argparse
@@ -414,7 +414,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--events", type=int, default=1_000_000, help="of the backlog")
     parser.add_argument("--rate", type=float, default=1_000, help="events/s while things are done")
-    parser.add_argument("--out", type=Path, help="also write what was found as JSON")
+    parser.add_argument("--out", type=Path, help="also write what was found, as a page in Markdown")
     arguments = parser.parse_args()
     console = Console(width=None if Console().is_terminal else 160)
     try:
@@ -423,7 +423,7 @@ def main() -> None:
     except Failed as error:
         sys.exit(str(error))
     if arguments.out:
-        arguments.out.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+        arguments.out.write_text(page(rows, arguments.rate))
     if any(row.found.lost or row.found.doubled or row.found.disordered or row.found.letters for row in rows):
         sys.exit("not every event had exactly one result, in order")
 
@@ -468,16 +468,31 @@ def _run(arguments: Any, console: Console) -> list[Row]:
         return trial.rows
 
 
+_TITLES = ("what was done", "took", "events", "lost", "doubled", "out of order", "dead letters", "p99", "longest", "")
+
+
+def _cells(row: Row) -> list[str]:
+    found = row.found
+    counts = (found.events, found.lost, found.doubled, found.disordered, found.letters)
+    times = (f"{found.p99 / 1000:,.2f} s", f"{found.longest / 1000:,.2f} s")
+    return [row.what, f"{row.seconds:.0f} s", *(f"{count:,}" for count in counts), *times, row.note]
+
+
 def _print(console: Console, rows: list[Row]) -> None:
     table = Table(title="A release under load", title_justify="left")
-    for name in ("what was done", "took", "events", "lost", "doubled", "out of order", "letters", "p99", "longest", ""):
+    for name in _TITLES:
         table.add_column(name, justify="left" if name in ("what was done", "") else "right")
     for row in rows:
-        found = row.found
-        counts = (found.events, found.lost, found.doubled, found.disordered, found.letters)
-        times = (f"{found.p99 / 1000:,.2f} s", f"{found.longest / 1000:,.2f} s")
-        table.add_row(row.what, f"{row.seconds:.0f} s", *(f"{count:,}" for count in counts), *times, row.note)
+        table.add_row(*_cells(row))
     console.print(table)
+
+
+def page(rows: list[Row], rate: float) -> str:
+    """docs/kubernetes-trial.md."""
+    text = (HERE / "page.md.in").read_text()
+    lines = [_TITLES, ["---"] * len(_TITLES), *map(_cells, rows)]
+    table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    return text.replace("@RATE@", f"{rate:,.0f}").replace("@TABLE@", table)
 
 
 if __name__ == "__main__":
