@@ -14,6 +14,8 @@ from bridge.errors import HeadraceError
 from bridge.kafka import Topic, client_options, describe_topics, sentence
 from bridge.letters import PREFIX
 
+_TAIL = 10  # records of a partition that are looked at for its newest event
+
 KEY = b"headrace-try"
 """Key of events that are tried, by which their outcomes are told from others."""
 
@@ -44,7 +46,7 @@ async def try_event(config: Pipeline, value: bytes | None, timeout: float) -> Tr
 
     Args:
         config: of the pipeline, which runs elsewhere.
-        value: of the event; None takes the last event of the topic again.
+        value: of the event; None takes the newest event of the topic again.
         timeout: seconds to wait for the outcome.
 
     Raises:
@@ -103,18 +105,25 @@ def _partitions(topic: Topic | None) -> range:
 
 
 async def _last(consumer: AIOKafkaConsumer, name: str, topic: Topic | None, timeout: float) -> bytes:
+    """The value of the newest event of a topic, by its timestamp."""
     places = [TopicPartition(name, number) for number in _partitions(topic)]
     begins, ends = await consumer.beginning_offsets(places), await consumer.end_offsets(places)
-    for place in places:
-        if ends[place] > begins[place]:
-            consumer.assign([place])
-            # Under transactions the last offset may be a marker: the few before it are looked at as well.
-            consumer.seek(place, max(begins[place], ends[place] - 10))
-            found = await consumer.getmany(place, timeout_ms=int(timeout * 1000))
-            values = [record.value for records in found.values() for record in records if record.value is not None]
-            if values:
-                return bytes(values[-1])
-    raise HeadraceError(f"topic {name!r} has no event to take again; give one with --event")
+    # Under transactions the last offset may be a marker: the few before it are looked at as well.
+    first = {place: max(begins[place], ends[place] - _TAIL) for place in places if ends[place] > begins[place]}
+    newest: Any = None
+    if first:
+        consumer.assign(list(first))
+        for place, offset in first.items():
+            consumer.seek(place, offset)
+        until = time.monotonic() + timeout
+        while time.monotonic() < until and any([await consumer.position(place) < ends[place] for place in first]):
+            for records in (await consumer.getmany(timeout_ms=200)).values():
+                for record in records:
+                    if record.value is not None and (newest is None or record.timestamp >= newest.timestamp):
+                        newest = record
+    if newest is None:
+        raise HeadraceError(f"topic {name!r} has no event to take again; give one with --event")
+    return bytes(newest.value)
 
 
 async def _outcome(consumer: AIOKafkaConsumer, source: str) -> tuple[Any, dict[str, str]]:

@@ -1,7 +1,7 @@
 # The model side on NVIDIA's own Triton image, GPUs included: Headrace's backend and watcher are added to it. The base has
 # no default: name the release that your drivers support, an image that ends in -py3.
 #
-#   docker build -f deploy/docker/serving-nvidia.Dockerfile --build-arg BASE=…/tritonserver:25.06-py3 -t headrace/serving .
+#   docker build -f deploy/docker/serving-nvidia.Dockerfile --build-arg BASE=…/tritonserver:25.06-py3 -t headrace/serving-nvidia .
 ARG BASE
 FROM ${BASE}
 ARG STORES=""
@@ -17,7 +17,7 @@ COPY headrace headrace
 # Into the image's own Python: the stub of its Python backend runs that one.
 RUN pip install --quiet --break-system-packages --constraint constraints.txt . "numpy<2" ${ONNXRUNTIME} fsspec "tritonclient[grpc]" ${STORES} \
  && pip install --quiet --break-system-packages --constraint constraints.txt --no-deps ${TENSORFLOW} \
- && cp -r /opt/tritonserver/backends /opt/headrace/backends \
+ && mkdir /opt/headrace/backends && cp -r /opt/tritonserver/backends/python /opt/headrace/backends/python \
  && python3 -m serving.triton /opt/headrace/backends \
  && chown -R 65532:65532 /opt/headrace/backends
 ENV PATH=/opt/tritonserver/bin:${PATH} TF_CPP_MIN_LOG_LEVEL=2 PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1

@@ -45,8 +45,18 @@ class Resources(Values):
     """The most it may use. No CPU limit by default: throttling shows as latency."""
 
 
+class ServiceAccount(Values):
+    """Who the pods are; they get no token of the cluster."""
+
+    annotations: dict[str, str] = {}
+    """Such as those by which a cloud gives pods access to a bucket."""
+
+
 class Placement(Values):
     """Where pods go, and what they carry."""
+
+    service_account: ServiceAccount = ServiceAccount()
+    """Who the pods are."""
 
     pod_annotations: dict[str, str] = {}
     """More annotations of the pods."""
@@ -85,8 +95,6 @@ class BridgeAutoscaling(Values):
     cpu: float = Field(default=0.7, ge=0, le=1)
     """Share of a core, for each worker, at which bridges should work. Without it (0) the lag alone says how many there are,
     and since it is gone when there are enough, they would come and go all day. Needs the metrics of pods."""
-    polling_interval: int = Field(default=15, ge=1)
-    """Seconds between looks at the lag."""
     scale_down_window: int = Field(default=600, ge=300)
     """Seconds that the lag must have been low before a bridge goes; at least 300."""
     authentication_ref: str = ""
@@ -105,7 +113,8 @@ class Bridge(Placement):
     workers: int = Field(default=1, ge=1, le=64)
     """Processes in each pod: one for each core that it may use."""
     static_membership: bool = False
-    """A StatefulSet whose pods keep their partitions over a restart (source.instance_id), in place of a Deployment."""
+    """A StatefulSet whose pods keep their partitions over a restart (source.instance_id), in place of a Deployment. A pod
+    that goes for good keeps its own too, for pipeline.source.session_timeout; so not together with autoscaling."""
     secrets: list[SecretMount] = []
     """Secrets with certificates and passwords, which the pipeline names by file."""
     env: list[Object] = []
@@ -159,6 +168,9 @@ class Serving(Placement):
     """Its image: one of ours for triton; one of TensorFlow Serving for tfserving."""
     replicas: int = Field(default=1, ge=0)
     """So many pods."""
+    strategy: Literal["auto", "RollingUpdate", "Recreate"] = "auto"
+    """RollingUpdate starts a new server before an old one ends, which takes room (a GPU) for one more. Recreate ends them
+    first; bridges wait meanwhile. auto: Recreate where the chart makes a volume that only one node can mount."""
     args: list[str] = []
     """More arguments of the server."""
     resources: Resources = Resources(requests={"cpu": "1", "memory": "1Gi"}, limits={"memory": "4Gi"})
@@ -183,7 +195,7 @@ class Pvc(Values):
     storage_class: str | None = None
     """Its storage class; the cluster's default when not set."""
     access_modes: list[Literal["ReadWriteOnce", "ReadOnlyMany", "ReadWriteMany"]] = ["ReadWriteMany"]
-    """ReadWriteMany where servers are on several nodes."""
+    """ReadWriteMany where servers are on several nodes. With ReadWriteOnce alone there can be one server."""
     keep: bool = True
     """Whether the claim outlives the release."""
 
@@ -220,8 +232,9 @@ class Repository(Values):
     """Where model versions are dropped in."""
 
     kind: Literal["pvc", "image", "initCopy", "objectStore", "gitSync"] = "pvc"
-    """pvc: a volume. image: an image mounted as a volume (Kubernetes 1.33 on). initCopy: copied out of an image at the
-    start. objectStore: a bucket. gitSync: a git repository."""
+    """pvc: a volume. image: an image mounted as a volume (Kubernetes 1.35 on, before that with the feature gate ImageVolume;
+    the container runtime must be able to). initCopy: copied out of an image at the start. objectStore: a bucket. gitSync:
+    a git repository."""
     pvc: Pvc = Pvc()
     """A volume."""
     image: ImageSource = ImageSource()
@@ -244,7 +257,13 @@ class NetworkPolicy(Values):
     model: list[Object] = []
     """Peers of a model server outside of this release; empty: anywhere, on the port of pipeline.model.address."""
     repository: list[Object] = []
-    """Peers of the object store or git server; empty: anywhere, on ports 22 and 443."""
+    """Peers of the object store or git server; empty: anywhere, on repositoryPorts."""
+    repository_ports: list[int] = [22, 80, 443]
+    """Their ports, and that of the cloud's metadata server where credentials come from it."""
+    dns: list[Object] = [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "kube-system"}}}]
+    """Peers that answer DNS; an ipBlock of 169.254.20.10/32 for NodeLocal DNSCache."""
+    dns_ports: list[int] = [53]
+    """Their ports; 5353 on OpenShift."""
     metrics: list[Object] = []
     """Who may scrape; empty: anybody."""
     clients: list[Object] = []
@@ -296,7 +315,7 @@ class Test(Values):
     """`helm test` sends an event and waits for its outcome."""
 
     event: str = ""
-    """The event's value; the last event of the topic when empty."""
+    """The event's value. It is a real one: its result goes where all results go. There is no test when empty."""
     timeout: int = Field(default=60, ge=1)
     """Seconds to wait."""
 

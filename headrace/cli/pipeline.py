@@ -99,7 +99,9 @@ async def _check_live(pipeline: Pipeline) -> Any:
 
 def try_command(
     config: ConfigArgument,
-    event: Annotated[str | None, typer.Option(help="The event's value; not set: the topic's last event again.")] = None,
+    event: Annotated[
+        str | None, typer.Option(help="The event's value; not set: the topic's newest event again.")
+    ] = None,
     timeout: Annotated[str, typer.Option(help="How long to wait for the outcome.")] = "30s",
     as_json: JsonOption = False,
 ) -> None:

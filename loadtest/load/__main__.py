@@ -12,6 +12,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from headrace.rig.triton import TritonRig
 from loadtest.bench.measure import Servers
 from loadtest.bench.subjects import Bridge
 from loadtest.bench.workload import Workload, make_models
+from loadtest.dashboard import draw, prometheus
 
 HERE = Path(__file__).parents[1]
 _PORT = 19464
@@ -63,6 +65,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, help="length of the plan, or of one of its steps")
     parser.add_argument("--report", type=Path, default=Path("build/loadtest"), help="folder of the report")
     parser.add_argument("--web", action="store_true", help="with Locust's web page, where it is started and stopped")
+    parser.add_argument(
+        "--dashboard", type=Path, help="draw the chart's dashboard of the run there, as SVG (Prometheus)"
+    )
     parser.add_argument("--workers", type=int, default=0, help="so many processes of Locust beside its master")
     arguments = parser.parse_args()
     chosen, console = SCENARIOS[arguments.scenario], Console(stderr=True)
@@ -89,14 +94,31 @@ def main() -> None:
         servers.create({"load": workload.partitions})
         bridge = Bridge(sections={"observe": {"address": f"127.0.0.1:{_PORT}"}})
         with servers.running(bridge, workload, "load") as (_, target):
+            watched = _Watched(stack, arguments.dashboard, home)
             report = arguments.report / arguments.scenario
             command = _command(arguments, chosen.plan, rate, seconds, kafka.bootstrap_servers, target, home, report)
             code = _locust(command, arguments.workers)
+            watched.draw(target)
         if theirs is not None:
             ours = json.loads(report.with_suffix(".json").read_text())["latency_ms"]
             for share in ("50", "99"):
                 console.print(f"p{share}: {ours[share]:.1f} ms by Locust, {theirs[share]:.1f} ms by headrace bench")
     sys.exit(code)
+
+
+class _Watched:
+    """A Prometheus that sees the run, where its dashboard is to be drawn."""
+
+    def __init__(self, stack: ExitStack, out: Path | None, home: Path) -> None:
+        self._out, self._began = out, time.time()
+        labels = {"namespace": "loadtest", "pod": "bridge"}
+        self._url = stack.enter_context(prometheus([f"127.0.0.1:{_PORT}"], labels, home)) if out else ""
+
+    def draw(self, pipeline: str) -> None:
+        """Of the run that has ended."""
+        if self._out:
+            variables = {"namespace": "loadtest", "pipeline": pipeline}
+            self._out.write_text(draw(self._url, self._began, time.time(), variables))
 
 
 def _command(

@@ -85,42 +85,47 @@ CASES: dict[str, tuple[list[dict[str, str]], int, int]] = {
         100,
     ),
     "ConsumerRebuilt": ([bridge("headrace_consumer_rebuilds_total", "0x5 1x120")], 10, 100),
-    "Down": ([bridge("up", "1x5 0x10 1x30")], 12, 25),
+    "Down": ([bridge("up", "1x5 0x10 1x30"), bridge("headrace_build_info", "1x60", version="0.1.0")], 12, 25),
 }
+
+
+def test_that_there_is_no_bridge_at_all_is_told(rules: dict[str, Any], tmp_path: Path) -> None:
+    """Pods that cannot be pulled or placed have no series to alarm by."""
+    assert fires(
+        "Down", [bridge("headrace_build_info", "1x5", version="0.1.0")], [("4m", 0), ("20m", 1)], rules, tmp_path
+    )
 
 
 def test_every_alert_has_a_case(rules: dict[str, Any]) -> None:
     assert [rule["alert"] for group in rules["groups"] for rule in group["rules"]] == list(CASES)
 
 
+def fires(
+    alert: str, series: list[dict[str, str]], at: list[tuple[str, int]], rules: dict[str, Any], folder: Path
+) -> bool:
+    """Whether so many of an alert fire at these times; promtool says what is otherwise."""
+    (folder / "rules.yaml").write_text(yaml.safe_dump(rules))
+    questions = [
+        {
+            "expr": f'count(ALERTS{{alertname="{alert}",alertstate="firing"}}) or vector(0)',
+            "eval_time": time,
+            "exp_samples": [{"labels": "{}", "value": value}],
+        }
+        for time, value in at
+    ]
+    case = {"interval": "1m", "input_series": series, "promql_expr_test": questions}
+    test = {"rule_files": ["rules.yaml"], "evaluation_interval": "1m", "tests": [case]}
+    (folder / "test.yaml").write_text(yaml.safe_dump(test))
+    command = [needs("promtool"), "test", "rules", "test.yaml"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return True
+
+
 @pytest.mark.parametrize("alert", CASES)
 def test_it_fires_and_resolves(alert: str, rules: dict[str, Any], tmp_path: Path) -> None:
-    promtool = needs("promtool")
-    series, fires, resolved = CASES[alert]
-    (tmp_path / "rules.yaml").write_text(yaml.safe_dump(rules))
-    questions = [("1m", 0), (f"{fires}m", 1), (f"{resolved}m", 0)]
-    test = {
-        "rule_files": ["rules.yaml"],
-        "evaluation_interval": "1m",
-        "tests": [
-            {
-                "interval": "1m",
-                "input_series": series,
-                # Whether it fires, not with which labels: those are looked at below.
-                "promql_expr_test": [
-                    {
-                        "expr": f'count(ALERTS{{alertname="{alert}",alertstate="firing"}}) or vector(0)',
-                        "eval_time": time,
-                        "exp_samples": [{"labels": "{}", "value": value}],
-                    }
-                    for time, value in questions
-                ],
-            }
-        ],
-    }
-    (tmp_path / "test.yaml").write_text(yaml.safe_dump(test))
-    done = subprocess.run([promtool, "test", "rules", "test.yaml"], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+    series, when, resolved = CASES[alert]
+    assert fires(alert, series, [("1m", 0), (f"{when}m", 1), (f"{resolved}m", 0)], rules, tmp_path)
 
 
 def test_promtool_finds_nothing_wrong(rules: dict[str, Any], tmp_path: Path) -> None:

@@ -150,7 +150,9 @@ def _ctr(node: str, *arguments: str, check: bool = True) -> str:
 def _written(name: str, content: object) -> Path:
     path = STATE / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(content if isinstance(content, str) else yaml.safe_dump(content))
+    text = content if isinstance(content, str) else yaml.safe_dump(content)
+    if not path.exists() or path.read_text() != text:  # kube-proxy ends when its file is written
+        path.write_text(text)
     return path
 
 

@@ -59,6 +59,10 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- if not $observe.address }}{{ $_ := set $observe "address" "0.0.0.0:9464" }}{{ end }}
 {{- if hasPrefix "127." $observe.address }}{{ fail (printf "pipeline.observe.address: %s cannot be reached by probes and Prometheus; write 0.0.0.0:9464 or leave it out" $observe.address) }}{{ end }}
 {{- $_ := set $pipeline "observe" $observe }}
+{{- /* What the chart itself reads must be there when it renders, not only when the bridge starts. */}}
+{{- range $key, $value := dict "kafka.bootstrap_servers" $pipeline.kafka.bootstrap_servers "source.topics" (join "," $pipeline.source.topics) "source.group" $pipeline.source.group "model.address" $model.address "drain_timeout" $pipeline.drain_timeout "observe.address" $observe.address }}
+{{- if contains "${" (toString $value) }}{{ fail (printf "pipeline.%s: %s is known to the bridge alone, but the chart needs it too; write its value, or set it with --set" $key $value) }}{{ end }}
+{{- end }}
 {{- if and .Values.bridge.staticMembership ($pipeline.source).instance_id }}{{ fail "pipeline.source.instance_id: leave it out with bridge.staticMembership, which names each pod" }}{{ end }}
 {{- toYaml $pipeline }}
 {{- end }}
@@ -172,9 +176,23 @@ topologySpreadConstraints:
 {{- end }}
 
 {{- define "headrace.dnsRule" -}}
-- ports: [{port: 53, protocol: UDP}, {port: 53, protocol: TCP}]
-  to:
-    - namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: kube-system}}
+- ports:
+    {{- range .Values.networkPolicy.dnsPorts }}
+    - {port: {{ . }}, protocol: UDP}
+    - {port: {{ . }}, protocol: TCP}
+    {{- end }}
+  {{- with .Values.networkPolicy.dns }}
+  to: {{- toYaml . | nindent 4 }}
+  {{- end }}
+{{- end }}
+
+{{/* How servers are replaced: where only one node can mount the volume, the next server cannot start beside the last. */}}
+{{- define "headrace.servingStrategy" -}}
+{{- $claim := .Values.repository.pvc }}
+{{- $modes := join "," $claim.accessModes }}
+{{- $alone := and (eq .Values.repository.kind "pvc") (not $claim.existingClaim) (eq $modes "ReadWriteOnce") }}
+{{- if and $alone (or .Values.serving.autoscaling.enabled (gt (int .Values.serving.replicas) 1)) }}{{ fail "repository.pvc.accessModes: a ReadWriteOnce volume is mounted by one node alone, but there may be several servers; take ReadWriteMany, or another repository.kind" }}{{ end }}
+{{- if eq .Values.serving.strategy "auto" }}{{ ternary "Recreate" "RollingUpdate" $alone }}{{ else }}{{ .Values.serving.strategy }}{{ end }}
 {{- end }}
 
 {{/* What speaks to Kafka and the model: bridges, and the pod of `helm test`, which no budget or monitor should count. */}}
