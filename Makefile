@@ -11,7 +11,7 @@ MINUTES ?= 20
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test fault-rows faults lint protos models bench bench-check trouble outcomes swaps backends interop peers docs clean \
-  images chart-tools cluster-tools cluster cluster-down test-cluster
+  images loadtest chart-tools cluster-tools cluster cluster-down test-cluster
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 18
@@ -84,6 +84,9 @@ cluster-down: ## remove it
 
 test-cluster: cluster ## the chart on that Kubernetes, under load, through everything that is done to a release (ARGS="--events 100000")
 	@$(BIN)/python -m tests.deploy.cluster.trial $(ARGS)
+
+loadtest: $(READY) ## Locust against a Kafka, a Triton and a bridge started for it (ARGS="spike"; others: short, steps, soak, agree)
+	@$(BIN)/python -m loadtest.load $(ARGS)
 
 peers: $(READY) ## install the peers that headrace bench can measure, each in an environment of its own
 	@for list in loadtest/peers/*/requirements.txt; do \

@@ -1,9 +1,10 @@
 """Locust users for Headrace: events into Kafka and their outcomes back, and calls straight to the model server.
 
-    locust -f loadtest/locustfile.py --bootstrap localhost:9092 --source pages --result fraud-scores …
+    locust -f loadtest/locustfile.py KafkaEventUser --bootstrap localhost:9092 --source pages --result fraud-scores …
+    locust -f loadtest/locustfile.py TritonUser --model-address localhost:8001 --model-name fraud …
 
 A KafkaEventUser is a unit of load: --rate-per-user events a second, sent when they are due, whether answers come or
-not. More users, more events; Locust's web page, its shapes and its workers do the rest. With --plan, users follow it.
+not. More users, more events; Locust's web page and its workers do the rest. With --plan the rate follows the plan.
 """
 
 import math
@@ -20,13 +21,15 @@ from locust.env import Environment
 from locust.runners import MasterRunner, WorkerRunner
 
 from loadtest.load import plan as plans
-from loadtest.load.report import Gates, Observer, write
+from loadtest.load.report import UNUSABLE, Gates, Observer, write
 from loadtest.load.settings import Settings
-from loadtest.load.stream import Found, Stream
+from loadtest.load.stream import Found, LoadError, Stream, check_events, partitions
 
 grpc_gevent.init_gevent()
 
 _PLANS = ("none", "uniform", "poisson", "steps", "spike", "soak", "replay")
+_RATE, _FOUND = "headrace-rate", "headrace-found"
+_PATIENCE = 60.0  # seconds for the workers to tell what they have found
 
 
 @events.init_command_line_parser.add_listener
@@ -38,26 +41,30 @@ def options(parser: LocustArgumentParser) -> None:
     add("--result", default="results", help="Topic of the results")
     add("--dead-letter", default="dead-letters", help="Topic of the dead letters")
     add("--events", default="", help="File of events to repeat, one JSON object in each line")
+    add(
+        "--kafka-option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="Of librdkafka, such as sasl.username=me",
+    )
     add("--linger-ms", type=int, default=5, help="Of the producer")
     add("--warm-up", type=float, default=2.0, help="Seconds at the start whose latencies do not count")
-    add("--rate-per-user", type=float, default=100.0, help="Events/s of one KafkaEventUser")
+    add("--rate-per-user", type=float, default=100.0, help="Events/s of one KafkaEventUser, without a plan")
     add("--plan", choices=_PLANS, default="none", help="How the rate goes; none: by the number of users")
     add("--plan-rate", type=float, default=1000.0, help="Events/s of the plan; of steps the highest")
     add("--plan-seconds", type=float, default=60.0, help="Length of the plan; of steps that of one step")
     add("--plan-file", default="", help="Of replay: CSV with the columns seconds, events_per_second")
     add("--plan-speed", type=float, default=1.0, help="Of replay: so many times faster")
-    add(
-        "--observe",
-        default="",
-        help="URLs of bridges' /metrics, with commas: lag and batches in the report",
-    )
-    add("--report", default="", help="Write NAME.html and NAME.json")
+    add("--observe", default="", help="URLs of bridges' /metrics, with commas: lag and batches in the report")
+    add("--report", default="", help="Write NAME.html, NAME.json and NAME.svg")
     add("--max-p99-ms", type=float, default=math.inf, help="Fail when p99 is above")
     add("--max-missing", type=int, default=0, help="Fail when more events have no outcome")
+    add("--max-duplicated", type=int, default=0, help="Fail when more outcomes come again")
+    add("--max-dead-letters", type=int, default=0, help="Fail when more events get a dead letter")
     add("--model-address", default="localhost:8001", help="Of the model server, for TritonUser: host:port")
     add("--model-name", default="fraud", help="Of the model, for TritonUser")
     add("--rows", type=int, default=64, help="Rows of one call of a TritonUser")
-    add("--triton", action="store_true", help="TritonUsers alone: the ceiling, without Kafka and bridge")
 
 
 def planned(options: Any) -> plans.Plan:
@@ -75,20 +82,20 @@ def planned(options: Any) -> plans.Plan:
 
 
 class Load:
-    """The stream of this process, which its users share, and what all processes have found."""
+    """The stream of this process, which its users share, and what has been found."""
 
     def __init__(self) -> None:
         self.users = 0
+        self.rate = 0.0
         self.stream: Stream | None = None
         self.found = Found()
         self.observer: Observer | None = None
-        self.began = time.time()
 
-    def users_changed(self, by: int, environment: Environment) -> None:
-        """A user has come or gone."""
-        self.users += by
+    def set_rate(self, rate: float) -> None:
+        """Of the stream, events/s; Locust's shape says it before there is one."""
+        self.rate = rate
         if self.stream is not None:
-            self.stream.rate(self.users * environment.parsed_options.rate_per_user)
+            self.stream.rate(rate)
 
 
 LOAD = Load()
@@ -101,11 +108,17 @@ class KafkaEventUser(User):
 
     def on_start(self) -> None:
         """Count from now on."""
-        LOAD.users_changed(1, self.environment)
+        self._count(1)
 
     def on_stop(self) -> None:
         """Count no more."""
-        LOAD.users_changed(-1, self.environment)
+        self._count(-1)
+
+    def _count(self, by: int) -> None:
+        LOAD.users += by
+        options = self.environment.parsed_options
+        if options.plan == "none":
+            LOAD.set_rate(LOAD.users * options.rate_per_user)
 
     @task
     def stand_by(self) -> None:
@@ -144,28 +157,62 @@ class TritonUser(User):
 
 @events.init.add_listener
 def set_up(environment: Environment, **_: Any) -> None:
-    """Users and shape as the options ask for."""
+    """The plan, and what master and workers tell each other."""
     from loadtest.load.shape import PlanShape  # here: Locust would take any shape of this file for the one to use
 
-    options = environment.parsed_options
-    environment.user_classes = [TritonUser] if options.triton else [KafkaEventUser]
-    if options.plan != "none" and not isinstance(environment.runner, WorkerRunner):
-        environment.shape_class = PlanShape(planned(options), options.rate_per_user)
-        environment.shape_class.runner = environment.runner
+    options, runner = environment.parsed_options, environment.runner
+    if isinstance(runner, WorkerRunner):
+        runner.register_message(_RATE, lambda environment, msg, **_: LOAD.set_rate(msg.data))
+        return
+    if isinstance(runner, MasterRunner):
+        runner.register_message(_FOUND, lambda environment, msg, **_: LOAD.found.add(Found.decode(msg.data)))
+    if options.plan == "none":
+        return
+
+    def processes() -> int:
+        return runner.worker_count if isinstance(runner, MasterRunner) else 1
+
+    def tell(rate: float) -> None:
+        if isinstance(runner, MasterRunner):
+            runner.send_message(_RATE, rate / max(1, processes()))
+        else:
+            LOAD.set_rate(rate)
+
+    try:
+        environment.shape_class = PlanShape(planned(options), processes, tell)
+    except plans.PlanError as error:
+        raise SystemExit(str(error)) from None
+    environment.shape_class.runner = runner
 
 
 @events.test_start.add_listener
 def begin(environment: Environment, **_: Any) -> None:
-    """Sender and receiver, where there are users."""
-    options = environment.parsed_options
-    LOAD.found, LOAD.began = Found(), time.time()
-    if options.observe and not isinstance(environment.runner, WorkerRunner):
-        LOAD.observer = Observer(options.observe.split(","))
-    if options.triton or isinstance(environment.runner, MasterRunner):
+    """Sender and receiver, where there are users of Kafka."""
+    options, runner = environment.parsed_options, environment.runner
+    LOAD.found = Found()
+    if KafkaEventUser not in environment.user_classes:
         return
+    if options.observe and not isinstance(runner, WorkerRunner):
+        LOAD.observer = Observer(options.observe.split(","))
+    if isinstance(runner, MasterRunner):
+        return
+    try:
+        LOAD.stream = _stream(environment)
+        LOAD.set_rate(LOAD.rate)
+    except LoadError as error:
+        print(error)
+        environment.process_exit_code = UNUSABLE
+        runner.quit()
+
+
+def _stream(environment: Environment) -> Stream:
+    options = environment.parsed_options
+    security = dict(option.split("=", 1) for option in options.kafka_option)
+    check_events(options.events)
     settings = Settings(
         bootstrap=options.bootstrap,
         source=options.source,
+        partitions=partitions(options.bootstrap, security, options.source, options.result, options.dead_letter),
         result=options.result,
         dead_letter=options.dead_letter,
         run=uuid.uuid4().hex[:12],
@@ -173,6 +220,7 @@ def begin(environment: Environment, **_: Any) -> None:
         poisson=options.plan == "poisson",
         linger_ms=options.linger_ms,
         warm_up=options.warm_up,
+        security=security,
     )
     name = f"{options.source} -> {options.result}"
 
@@ -181,17 +229,15 @@ def begin(environment: Environment, **_: Any) -> None:
             request_type="kafka", name=name, response_time=milliseconds, response_length=0, exception=None, context={}
         )
 
-    LOAD.stream = Stream(settings, fire)
-    LOAD.users_changed(0, environment)
+    return Stream(settings, fire)
 
 
 @events.test_stop.add_listener
 def end(environment: Environment, **_: Any) -> None:
     """Wait for the last outcomes; what has none is a failure."""
-    options = environment.parsed_options
+    options, runner = environment.parsed_options, environment.runner
     if LOAD.stream is not None:
-        found, LOAD.stream = LOAD.stream.finish(), None
-        LOAD.found.add(found)
+        found, LOAD.stream, LOAD.rate = LOAD.stream.finish(), None, 0.0
         for problem in ("missing", "duplicated", "disordered", "dead_letters"):
             for number in range(found.outcomes[problem]):
                 environment.events.request.fire(
@@ -202,26 +248,18 @@ def end(environment: Environment, **_: Any) -> None:
                     exception=RuntimeError(problem),
                     context={"number": number},
                 )
-    if isinstance(environment.runner, MasterRunner):
-        gevent.sleep(1)  # for the workers' last reports, which carry what they have found
+        if isinstance(runner, WorkerRunner):
+            runner.send_message(_FOUND, found.encode())
+            return
+        LOAD.found.add(found)
+    if KafkaEventUser not in environment.user_classes or isinstance(runner, WorkerRunner):
+        return
+    expected = runner.worker_count if isinstance(runner, MasterRunner) else 1
+    until = time.monotonic() + _PATIENCE
+    while LOAD.found.streams < expected and isinstance(runner, MasterRunner) and time.monotonic() < until:
+        gevent.sleep(0.2)
     if LOAD.observer is not None:
         LOAD.observer.stop()
-    if options.triton or isinstance(environment.runner, WorkerRunner):
-        return
-    gates = Gates(options.max_p99_ms, options.max_missing)
-    environment.process_exit_code = write(LOAD.found, gates, LOAD.observer, options.report)
-
-
-@events.report_to_master.add_listener
-def report(client_id: str, data: dict[str, Any]) -> None:
-    """A worker's part, once it has ended."""
-    if LOAD.found.sent:
-        data["headrace"] = LOAD.found.encode()
-        LOAD.found = Found()
-
-
-@events.worker_report.add_listener
-def gather(client_id: str, data: dict[str, Any]) -> None:
-    """At the master."""
-    if "headrace" in data:
-        LOAD.found.add(Found.decode(data["headrace"]))
+    if environment.process_exit_code != UNUSABLE:
+        gates = Gates(options.max_p99_ms, options.max_missing, options.max_duplicated, options.max_dead_letters)
+        environment.process_exit_code = write(LOAD.found, expected, gates, LOAD.observer, options.report)

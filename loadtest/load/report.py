@@ -20,7 +20,9 @@ from loadtest.page import html, svg, table
 
 LARGEST_DELAY_MS = 1.0
 """p99 of the generator's own delay above which a run says nothing about the system."""
-PASSED, FAILED, VOID = 0, 1, 3
+LARGEST_BUSY_MS = 20.0
+"""p99 of how long the reader looked away, above which the same holds."""
+PASSED, FAILED, UNUSABLE, VOID = 0, 1, 2, 3
 _KINDS = ("missing", "duplicated", "disordered", "dead_letters")
 _SHARES = (50.0, 90.0, 99.0, 99.9, 99.99, 100.0)
 
@@ -32,29 +34,59 @@ class Gates:
     Attributes:
         max_p99_ms: of the latency.
         max_missing: events without an outcome.
+        max_duplicated: outcomes that came again.
+        max_dead_letters: events with a dead letter.
     """
 
-    max_p99_ms: float
-    max_missing: int
+    max_p99_ms: float = math.inf
+    max_missing: int = 0
+    max_duplicated: int = 0
+    max_dead_letters: int = 0
 
-    def judge(self, found: Found) -> tuple[int, list[str]]:
-        """The exit code, and a sentence for each thing that is wrong."""
-        delay = found.delays.get_value_at_percentile(99) / 1000
-        if not found.sent:
-            return VOID, ["void: nothing was sent"]
-        if delay > LARGEST_DELAY_MS or found.outcomes["refused"]:
-            own = f"p99 of the generator's own delay is {delay:.2f} ms"
-            unsent = f"{found.outcomes['refused']} events were not sent"
-            return VOID, [f"void: {own}, and {unsent}; give it a core of its own, or workers"]
+    def judge(self, found: Found, streams: int) -> tuple[int, list[str]]:
+        """The exit code, and a sentence for each thing that is wrong.
+
+        Args:
+            found: of all streams together.
+            streams: how many there were to be.
+        """
+        void = self._void(found, streams)
+        if void:
+            return VOID, [f"void: {void}"]
         wrong = []
         p99 = found.latency.get_value_at_percentile(99) / 1000
         if p99 > self.max_p99_ms:
             wrong.append(f"p99 is {p99:.1f} ms, above {self.max_p99_ms:g} ms (--max-p99-ms)")
-        if found.outcomes["missing"] > self.max_missing:
-            wrong.append(f"{found.outcomes['missing']} events have no outcome (--max-missing {self.max_missing})")
-        if found.outcomes["disordered"]:
-            wrong.append(f"{found.outcomes['disordered']} outcomes are out of order")
+        for kind, most, words in (
+            ("missing", self.max_missing, "events have no outcome (--max-missing)"),
+            ("duplicated", self.max_duplicated, "outcomes came again (--max-duplicated)"),
+            ("dead_letters", self.max_dead_letters, "events have a dead letter (--max-dead-letters)"),
+            ("disordered", 0, "outcomes are out of order"),
+        ):
+            if found.outcomes[kind] > most:
+                wrong.append(f"{found.outcomes[kind]:,} {words}")
         return (FAILED if wrong else PASSED), wrong
+
+    def _void(self, found: Found, streams: int) -> str:
+        """Why the run says nothing; empty when it does."""
+        delay = found.delays.get_value_at_percentile(99) / 1000
+        busy = found.busy.get_value_at_percentile(99) / 1000
+        refused = found.outcomes["refused"]
+        if found.streams < streams:
+            return f"{streams - found.streams} of {streams} workers have not told what they found"
+        if not found.sent:
+            return "nothing was sent"
+        if found.outcomes["received"] + found.outcomes["missing"] != found.sent:
+            return "the receiver has not told what became of the events"
+        if refused:
+            return f"{refused:,} events were not sent: Kafka did not take them"
+        if delay > LARGEST_DELAY_MS:
+            return f"p99 of the generator's own delay is {delay:.2f} ms; give it a core of its own, or workers"
+        if busy > LARGEST_BUSY_MS:
+            return f"the reader looked away for {busy:.1f} ms (p99); give it a core of its own, or workers"
+        if found.outcomes["received"] and not found.latency.get_total_count():
+            return "the run was shorter than its warm-up (--warm-up)"
+        return ""
 
 
 @dataclass
@@ -96,9 +128,9 @@ class Observer:
             gevent.sleep(1)
 
 
-def write(found: Found, gates: Gates, observer: Observer | None, name: str) -> int:
-    """Print it, write NAME.json and NAME.html when there is a name; the exit code."""
-    code, wrong = gates.judge(found)
+def write(found: Found, streams: int, gates: Gates, observer: Observer | None, name: str) -> int:
+    """Print it, write NAME.json, .html and .svg when there is a name; the exit code."""
+    code, wrong = gates.judge(found, streams)
     verdict = {PASSED: "passed", FAILED: "failed", VOID: "void"}[code]
     document = {
         "verdict": verdict,
@@ -108,6 +140,7 @@ def write(found: Found, gates: Gates, observer: Observer | None, name: str) -> i
         "events_per_second": round(_rate(found), 1),
         "latency_ms": percentiles(found.latency),
         "generator_delay_ms": percentiles(found.delays),
+        "reader_busy_ms": percentiles(found.busy),
         "versions": _since_start(found),
         "seconds": _seconds(found, observer),
     }

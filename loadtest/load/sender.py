@@ -12,39 +12,31 @@ from pathlib import Path
 from typing import Any
 
 from confluent_kafka import Producer
-from confluent_kafka.admin import AdminClient
 from hdrh.histogram import HdrHistogram
 
 from loadtest.load.orders import Orders
 from loadtest.load.plan import Spacing
-from loadtest.load.settings import INTENDED, Settings
+from loadtest.load.settings import INTENDED, LONGEST_US, Settings
 
 _REST = 0.0005  # the longest sleep: so late an event may be sent for it
-LONGEST_US = 3_600_000_000
-"""The largest latency that a histogram takes, microseconds."""
 
 
 def main() -> None:
     """Send until told to end."""
     settings = Settings.of_command_line()
-    with contextlib.suppress(OSError):
-        os.nice(-10)  # not to wait for a core behind what it measures; only root may
-    security = settings.security or {}
-    partitions = len(
-        AdminClient({"bootstrap.servers": settings.bootstrap, **security})
-        .list_topics(settings.source, 10)
-        .topics[settings.source]
-        .partitions
-    )
     producer = Producer(
         {
             "bootstrap.servers": settings.bootstrap,
             "linger.ms": settings.linger_ms,
             "batch.size": 512 * 1024,
             "queue.buffering.max.messages": 1_000_000,
-            **security,
+            "enable.idempotence": True,  # what is sent twice or in another order must not be ours
+            **settings.security,
         }
     )
+    with contextlib.suppress(OSError):
+        # Not to wait for a core behind what it measures; only root may. This thread alone: it sleeps most of the time.
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
     values = cycle([line.encode() for line in Path(settings.events).read_text().splitlines() if line])
     delays = HdrHistogram(1, LONGEST_US, 3)
     clock, orders = time.time, Orders()
@@ -61,7 +53,7 @@ def main() -> None:
                     settings.source,
                     next(values),
                     f"{prefix}{number}",
-                    number % partitions,
+                    number % settings.partitions,
                     timestamp=int(at * 1000),
                     headers=[(INTENDED, b"%d" % (at * 1e9))],
                 )

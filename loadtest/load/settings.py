@@ -2,10 +2,19 @@
 
 import json
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
 
 INTENDED = "headrace-intended-ns"
 """Header of every event, and so of its result: when it was due, in nanoseconds since 1970."""
+
+LONGEST_US = 3_600_000_000
+"""The largest latency that is told from others, microseconds."""
+
+BOUNDS = np.geomspace(100, LONGEST_US, 241)
+"""Upper ends of the buckets in which latencies are counted second by second, microseconds: each some 7 % above the
+last, and the same everywhere, so that they add up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +24,7 @@ class Settings:
     Attributes:
         bootstrap: the brokers.
         source: topic to send to.
+        partitions: of that topic.
         result: topic of the results.
         dead_letter: topic of the dead letters.
         run: what the keys of this stream's events begin with; its own.
@@ -29,6 +39,7 @@ class Settings:
 
     bootstrap: str
     source: str
+    partitions: int
     result: str
     dead_letter: str
     run: str
@@ -38,7 +49,7 @@ class Settings:
     linger_ms: int = 5
     warm_up: float = 2.0
     patience: float = 30.0
-    security: dict[str, str] | None = None
+    security: dict[str, str] = field(default_factory=dict)
 
     def text(self) -> str:
         """For a command line."""

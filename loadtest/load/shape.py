@@ -1,25 +1,32 @@
-"""How many users Locust keeps, where a plan says how many events there are to be."""
+"""How a plan is followed: Locust's clock and users carry it, the rate itself goes to the streams as it is."""
+
+from collections.abc import Callable
 
 from locust import LoadTestShape
 
 from loadtest.load.plan import Plan, rate_at
 
-_SPAWN_RATE = 100.0  # users a second: the most that Locust takes without a warning
-
 
 class PlanShape(LoadTestShape):
-    """So many users as the plan's rate asks for.
+    """One user for each process that has a stream, for as long as the plan lasts.
 
     Args:
         plan: that is followed.
-        rate_per_user: events/s of each.
+        processes: how many there are now.
+        tell: called with the rate of all of them together, events/s, whenever it changes.
     """
 
-    def __init__(self, plan: Plan, rate_per_user: float) -> None:
+    def __init__(self, plan: Plan, processes: Callable[[], int], tell: Callable[[float], None]) -> None:
         super().__init__()
-        self._plan, self._rate_per_user = plan, rate_per_user
+        self._plan, self._processes, self._tell = plan, processes, tell
+        self._told: float | None = None
 
     def tick(self) -> tuple[int, float] | None:
-        """Users now, and how fast they come: almost at once."""
+        """Users, and how fast they come; None ends the test."""
         rate = rate_at(self._plan, self.get_run_time())
-        return None if rate is None else (max(1, round(rate / self._rate_per_user)), _SPAWN_RATE)
+        if rate is None:
+            return None
+        if rate != self._told:
+            self._told = rate
+            self._tell(rate)
+        return max(1, self._processes()), 100.0

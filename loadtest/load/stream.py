@@ -11,18 +11,26 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import gevent
 import numpy as np
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient
 from hdrh.histogram import HdrHistogram
 
-from loadtest.load.sender import LONGEST_US
-from loadtest.load.settings import Settings
+from loadtest.load.settings import BOUNDS, LONGEST_US, Settings
 
-_BOUNDS = np.geomspace(100, LONGEST_US, 241)
-"""Buckets of latencies within a second, microseconds: some 7 % wide, and the same everywhere, so that they add up."""
 _START = 20.0  # seconds for the receiver to find its partitions
+
+
+class LoadError(Exception):
+    """A load test that cannot be carried out; one sentence."""
+
+
+def _histogram() -> HdrHistogram:
+    return HdrHistogram(1, LONGEST_US, 3)
 
 
 @dataclass
@@ -32,8 +40,10 @@ class Found:
     Attributes:
         sent: events.
         outcomes: what became of them: received, missing, duplicated, disordered, dead_letters, refused.
+        streams: how many there are in it.
         latency: from when an event was due until its outcome was read; microseconds.
         delays: from when an event was due until it was sent: the generator's own part of it.
+        busy: how long the reader did not look for more: at most so much later it saw what came meanwhile.
         sending: second since 1970 -> events sent.
         arriving: second since 1970 -> latencies of the outcomes that came, counted in buckets.
         versions: model version -> when it first answered, seconds since 1970.
@@ -41,19 +51,22 @@ class Found:
 
     sent: int = 0
     outcomes: Counter[str] = field(default_factory=Counter)
-    latency: HdrHistogram = field(default_factory=lambda: HdrHistogram(1, LONGEST_US, 3))
-    delays: HdrHistogram = field(default_factory=lambda: HdrHistogram(1, LONGEST_US, 3))
+    streams: int = 0
+    latency: HdrHistogram = field(default_factory=_histogram)
+    delays: HdrHistogram = field(default_factory=_histogram)
+    busy: HdrHistogram = field(default_factory=_histogram)
     sending: Counter[int] = field(default_factory=Counter)
-    arriving: dict[int, Any] = field(default_factory=lambda: defaultdict(lambda: np.zeros(len(_BOUNDS) + 1, np.int64)))
+    arriving: dict[int, Any] = field(default_factory=lambda: defaultdict(lambda: np.zeros(len(BOUNDS) + 1, np.int64)))
     versions: dict[str, float] = field(default_factory=dict)
 
     def add(self, other: "Found") -> None:
         """What another stream has found."""
         self.sent += other.sent
-        self.outcomes += other.outcomes
-        self.latency.add(other.latency)
-        self.delays.add(other.delays)
-        self.sending += other.sending
+        self.outcomes.update(other.outcomes)
+        self.streams += other.streams
+        for name in ("latency", "delays", "busy"):
+            getattr(self, name).add(getattr(other, name))
+        self.sending.update(other.sending)
         for second, counts in other.arriving.items():
             self.arriving[second] = self.arriving[second] + counts
         for version, at in other.versions.items():
@@ -64,8 +77,8 @@ class Found:
         return {
             "sent": self.sent,
             "outcomes": dict(self.outcomes),
-            "latency": self.latency.encode().decode(),
-            "delays": self.delays.encode().decode(),
+            "streams": self.streams,
+            **{name: getattr(self, name).encode().decode() for name in ("latency", "delays", "busy")},
             "sending": list(self.sending.items()),
             "arriving": [(second, counts.tolist()) for second, counts in self.arriving.items()],
             "versions": self.versions,
@@ -74,9 +87,9 @@ class Found:
     @classmethod
     def decode(cls, data: dict[str, Any]) -> "Found":
         """The other way."""
-        found = cls(data["sent"], Counter(data["outcomes"]), versions=data["versions"])
-        found.latency.decode_and_add(data["latency"])
-        found.delays.decode_and_add(data["delays"])
+        found = cls(data["sent"], Counter(data["outcomes"]), data["streams"], versions=data["versions"])
+        for name in ("latency", "delays", "busy"):
+            getattr(found, name).decode_and_add(data[name])
         found.sending = Counter(dict(data["sending"]))
         for second, counts in data["arriving"]:
             found.arriving[second] = np.array(counts, np.int64)
@@ -88,7 +101,37 @@ class Found:
         if counts is None or not counts.sum():
             return float("nan")
         index = int(np.searchsorted(np.cumsum(counts), share * counts.sum()))
-        return float(_BOUNDS[min(index, len(_BOUNDS) - 1)]) / 1000
+        return float(BOUNDS[min(index, len(BOUNDS) - 1)]) / 1000
+
+
+def partitions(bootstrap: str, security: dict[str, str], source: str, *others: str) -> int:
+    """So many the source topic has.
+
+    Raises:
+        LoadError: Kafka does not answer, or lacks one of the topics.
+    """
+    try:
+        known = AdminClient({"bootstrap.servers": bootstrap, **security}).list_topics(timeout=10).topics
+    except KafkaException as error:
+        raise LoadError(f"Kafka at {bootstrap} does not answer: {error.args[0].str()} (--bootstrap)") from None
+    missing = [topic for topic in (source, *others) if topic not in known]
+    if missing:
+        raise LoadError(f"Kafka at {bootstrap} has no topic {', '.join(map(repr, missing))}")
+    return len(known[source].partitions)
+
+
+def check_events(path: str) -> None:
+    """Pass, where the file holds events.
+
+    Raises:
+        LoadError: it does not.
+    """
+    try:
+        lines = Path(path).read_text().split("\n") if path else []
+    except OSError as error:
+        raise LoadError(f"--events {path}: cannot be read: {error.strerror}") from None
+    if not any(lines):
+        raise LoadError(f"--events {path or '(not given)'}: names no file with an event in each line")
 
 
 class Stream:
@@ -96,17 +139,17 @@ class Stream:
 
     Args:
         settings: of the stream.
-        fire: called for each outcome with its latency, milliseconds.
+        fire: called for each outcome with its latency, milliseconds, to some 7 %.
     """
 
     def __init__(self, settings: Settings, fire: Callable[[float], None]) -> None:
         self._fire = fire
-        self.found = Found()
+        self.found = Found(streams=1)
         self._receiver = self._start("receiver", settings)
-        with gevent.Timeout(_START, RuntimeError(f"the receiver is not ready after {_START:.0f} s")):
+        with gevent.Timeout(_START, LoadError(f"the receiver is not ready after {_START:.0f} s")):
             line = self._receiver.stdout.readline()
         if line.strip() != "ready":
-            raise RuntimeError("the receiver has ended; its output is above")
+            raise LoadError("the receiver has ended; its output is above")
         self._sender = self._start("sender", settings)
         self._greenlets = [gevent.spawn(self._hear_receiver), gevent.spawn(self._hear_sender)]
 
@@ -134,14 +177,17 @@ class Stream:
         )
 
     def _tell(self, process: Any, line: str) -> None:
-        process.stdin.write(f"{line}\n")
-        process.stdin.flush()
+        try:
+            process.stdin.write(f"{line}\n")
+            process.stdin.flush()
+        except OSError:
+            return  # it has ended; what it has not said makes the run void
 
     def _hear_sender(self) -> None:
         for line in self._sender.stdout:
             said = json.loads(line)
             self.found.sent = said["sent"]
-            self.found.sending += Counter({int(second): count for second, count in said["second"].items()})
+            self.found.sending.update({int(second): count for second, count in said["second"].items()})
             if "delays" in said:
                 self.found.delays.decode_and_add(said["delays"])
                 self.found.outcomes["refused"] += said["refused"]
@@ -149,15 +195,15 @@ class Stream:
     def _hear_receiver(self) -> None:
         for line in self._receiver.stdout:
             said = json.loads(line)
-            if "us" not in said:
+            if "counts" not in said:
                 self.found.latency.decode_and_add(said.pop("latency"))
+                self.found.busy.decode_and_add(said.pop("busy"))
                 self.found.versions = said.pop("versions")
                 self.found.outcomes.update(said)
                 continue
-            second = int(said["at"])
-            places, counts = np.unique(np.searchsorted(_BOUNDS, said["us"]), return_counts=True)
-            self.found.arriving[second][places] += counts
-            for number, microseconds in enumerate(said["us"]):
-                self._fire(microseconds / 1000)
-                if number % 200 == 199:
-                    time.sleep(0)  # patched: lets other greenlets run
+            for place, count in said["counts"]:
+                self.found.arriving[said["second"]][place] += count
+                milliseconds = float(BOUNDS[min(place, len(BOUNDS) - 1)]) / 1000
+                for _ in range(count):
+                    self._fire(milliseconds)
+                time.sleep(0)  # patched: lets other greenlets run

@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loadtest.load import plan
+from loadtest.load.reading import Reading
 from loadtest.load.report import FAILED, PASSED, VOID, Gates, page, percentiles
+from loadtest.load.settings import INTENDED, Settings
 from loadtest.load.stream import Found
 
 
@@ -69,10 +73,14 @@ def test_poisson_events_come_at_their_rate_and_not_evenly(seed: int, rate: float
     assert 0.8 < spread / mean < 1.2  # of an exponential distribution: 1
 
 
-def found(latency_ms: float = 10, delay_ms: float = 0.1, **outcomes: int) -> Found:
-    made = Found(sent=100)
-    made.outcomes.update({"received": 100, **outcomes})
-    made.latency.record_value(int(latency_ms * 1000), 100)
+def found(
+    latency_ms: float = 10, delay_ms: float = 0.1, busy_ms: float = 1, warm: bool = False, **outcomes: int
+) -> Found:
+    made = Found(sent=100, streams=1)
+    made.outcomes.update({"received": 100 - outcomes.get("missing", 0), **outcomes})
+    if not warm:
+        made.latency.record_value(int(latency_ms * 1000), 100)
+    made.busy.record_value(int(busy_ms * 1000), 100)
     made.delays.record_value(int(delay_ms * 1000), 100)
     made.sending[1_000] = 100
     made.arriving[1_000][80] = 100
@@ -85,14 +93,20 @@ def found(latency_ms: float = 10, delay_ms: float = 0.1, **outcomes: int) -> Fou
         (found(), PASSED, None),
         (found(latency_ms=60), FAILED, "p99 is 60"),
         (found(missing=1), FAILED, "1 events have no outcome"),
+        (found(duplicated=4), FAILED, "4 outcomes came again"),
+        (found(dead_letters=5), FAILED, "5 events have a dead letter"),
         (found(disordered=2), FAILED, "2 outcomes are out of order"),
         (found(delay_ms=1.5), VOID, "the generator's own delay is 1.5"),
         (found(refused=3), VOID, "3 events were not sent"),
-        (Found(), VOID, "nothing was sent"),
+        (Found(streams=1), VOID, "nothing was sent"),
+        (Found(), VOID, "1 of 1 workers have not told"),
+        (Found(sent=100, streams=1), VOID, "the receiver has not told"),
+        (found(busy_ms=30), VOID, "the reader looked away for 30"),
+        (found(warm=True), VOID, "shorter than its warm-up"),
     ],
 )
 def test_a_run_passes_fails_or_says_nothing(run: Found, code: int, word: str | None) -> None:
-    given_code, sentences = Gates(max_p99_ms=50, max_missing=0).judge(run)
+    given_code, sentences = Gates(max_p99_ms=50).judge(run, streams=1)
     assert given_code == code
     assert bool(sentences) == (word is not None)
     assert word is None or word in sentences[0]
@@ -104,6 +118,7 @@ def test_workers_findings_add_up_over_the_wire() -> None:
         one = found(latency_ms=latency)
         one.versions["2"] = 1_000.0 + latency
         whole.add(Found.decode(json.loads(json.dumps(one.encode()))))
+    assert whole.streams == 2
     assert whole.sent == 200
     assert whole.outcomes["received"] == 200
     assert whole.latency.get_total_count() == 200
@@ -118,10 +133,10 @@ def test_a_seconds_percentile_is_within_its_bucket() -> None:
     made = Found()
     import numpy as np
 
-    from loadtest.load.stream import _BOUNDS
+    from loadtest.load.settings import BOUNDS
 
     for milliseconds in (5, 50, 500):
-        made.arriving[7][int(np.searchsorted(_BOUNDS, milliseconds * 1000))] += 1
+        made.arriving[7][int(np.searchsorted(BOUNDS, milliseconds * 1000))] += 1
     for share, expected in ((0.1, 5), (0.5, 50), (1.0, 500)):
         assert made.percentile_of_second(7, share) == pytest.approx(expected, rel=0.08)
     assert np.isnan(made.percentile_of_second(8, 0.5))
@@ -152,3 +167,79 @@ def test_the_page_shows_what_was_found() -> None:
     assert "p99 is above" in text
     assert "12.3" in text
     assert "version 1" in text
+
+
+class Message:
+    """As Kafka's client gives one: of an event's number, due at a time."""
+
+    def __init__(self, number: int, due: float, topic: str = "results", run: str = "run") -> None:
+        self._key, self._topic = f"{run}-{number}".encode(), topic
+        self._headers = [("trace", b"x"), (INTENDED, b"%d" % (due * 1e9))]
+
+    def error(self) -> None:
+        return None
+
+    def key(self) -> bytes:
+        return self._key
+
+    def topic(self) -> str:
+        return self._topic
+
+    def headers(self) -> list[tuple[str, bytes]]:
+        return self._headers
+
+
+def reading(warm_up: float = 0.0) -> Reading:
+    return Reading(Settings("k:1", "events", 2, "results", "letters", "run", "file", warm_up=warm_up))
+
+
+def test_every_outcome_is_counted_once_and_what_is_wrong_with_it() -> None:
+    read = reading()
+    for number, topic in (
+        (0, "results"),
+        (1, "results"),
+        (4, "results"),
+        (2, "results"),
+        (5, "letters"),
+        (4, "results"),
+    ):
+        read.take(Message(number, due=100.0, topic=topic), now=100.05)
+    read.take(Message(3, due=100.0, run="another"), now=100.05)
+    verdict = read.verdict(7)
+    assert verdict["received"] == 5
+    assert verdict["missing"] == 2  # 3 and 6
+    assert verdict["duplicated"] == 1  # 4 came twice
+    assert verdict["disordered"] == 1  # 2 after 4: both are of partition 0
+    assert verdict["dead_letters"] == 1
+    assert not read.complete(7)
+    assert sum(count for _, count in read.fresh()) == 5
+    assert read.fresh() == []
+
+
+def test_latency_counts_from_when_an_event_was_due_and_not_before_the_warm_up_is_over() -> None:
+    read = reading(warm_up=2.0)
+    for number, due in ((0, 100.0), (1, 101.9), (2, 102.0), (3, 103.0)):
+        read.take(Message(number, due), now=due + 0.040)
+    latency = HdrHistogram(1, 3_600_000_000, 3)
+    latency.decode_and_add(read.verdict(4)["latency"])
+    assert latency.get_total_count() == 2
+    assert latency.get_value_at_percentile(100) == pytest.approx(40_000, rel=0.001)
+
+
+def test_a_plan_is_told_to_the_streams_as_it_is() -> None:
+    """In a process of its own: Locust patches what it finds."""
+    script = """
+from loadtest.load.plan import Phase
+from loadtest.load.shape import PlanShape
+told = []
+shape = PlanShape([Phase(10, 333.3), Phase(5, 0), Phase(5, 50)], lambda: 3, told.append)
+at = 0.0
+shape.get_run_time = lambda: at
+ticks = []
+for at in (0, 1, 10, 15, 20):
+    ticks.append(shape.tick())
+assert told == [333.3, 0, 50], told
+assert ticks == [(3, 100.0)] * 4 + [None], ticks
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
