@@ -62,6 +62,10 @@ def options(parser: LocustArgumentParser) -> None:
     add("--max-missing", type=int, default=0, help="Fail when more events have no outcome")
     add("--max-duplicated", type=int, default=0, help="Fail when more outcomes come again")
     add("--max-dead-letters", type=int, default=0, help="Fail when more events get a dead letter")
+    add(
+        "--max-delay-ms", type=float, default=1.0, help="The run is void when p99 of the generator's own delay is above"
+    )
+    add("--patience", type=float, default=30.0, help="Seconds to wait for the last outcomes")
     add("--model-address", default="localhost:8001", help="Of the model server, for TritonUser: host:port")
     add("--model-name", default="fraud", help="Of the model, for TritonUser")
     add("--rows", type=int, default=64, help="Rows of one call of a TritonUser")
@@ -220,6 +224,7 @@ def _stream(environment: Environment) -> Stream:
         poisson=options.plan == "poisson",
         linger_ms=options.linger_ms,
         warm_up=options.warm_up,
+        patience=options.patience,
         security=security,
     )
     name = f"{options.source} -> {options.result}"
@@ -261,5 +266,11 @@ def end(environment: Environment, **_: Any) -> None:
     if LOAD.observer is not None:
         LOAD.observer.stop()
     if environment.process_exit_code != UNUSABLE:
-        gates = Gates(options.max_p99_ms, options.max_missing, options.max_duplicated, options.max_dead_letters)
+        gates = Gates(
+            max_p99_ms=options.max_p99_ms,
+            max_missing=options.max_missing,
+            max_duplicated=options.max_duplicated,
+            max_dead_letters=options.max_dead_letters,
+            max_delay_ms=options.max_delay_ms,
+        )
         environment.process_exit_code = write(LOAD.found, expected, gates, LOAD.observer, options.report)

@@ -24,6 +24,10 @@ from rich.table import Table
 
 DAY = 86_400.0
 _STEP = 60.0  # seconds for which the load is taken to be steady
+_LOOK = 15.0  # seconds between the autoscaler's looks, as Kubernetes has it
+_METRICS = 15.0  # age of what it sees of the CPU
+_TOLERANCE = 0.1  # the autoscaler's
+_UP = 4  # most bridges that the chart adds within a minute
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +57,6 @@ class Settings:
 
     Attributes:
         lag_threshold: events of lag for each bridge.
-        polling_interval: seconds between looks at the lag.
         scale_down_window: seconds that fewer bridges must have been enough.
         min_replicas: fewest bridges.
         max_replicas: most bridges.
@@ -63,7 +66,6 @@ class Settings:
     """
 
     lag_threshold: float = 20_000.0
-    polling_interval: float = 15.0
     scale_down_window: float = 600.0
     min_replicas: int = 1
     max_replicas: int = 12
@@ -122,6 +124,8 @@ class Day:
         self._asked = self._members
         self._stopped_until = 0.0
         self._wanted: deque[tuple[float, int]] = deque()
+        self._added: deque[tuple[float, int]] = deque()
+        self._used: deque[tuple[float, float]] = deque([(0.0, self._rate)])
         self._last_down = self._now = 0.0
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
@@ -130,7 +134,7 @@ class Day:
     def run(self) -> Outcome:
         """Through the day."""
         self._at(0.0, self._change_load)
-        self._at(self._settings.polling_interval, self._look)
+        self._at(_LOOK, self._look)
         while self._events and self._events[0][0] < DAY:
             at, _, act = heapq.heappop(self._events)
             self._advance(at)
@@ -148,37 +152,53 @@ class Day:
     def _look(self) -> None:
         """As the horizontal autoscaler does: up at once, down when the most that was wanted lately is less."""
         settings, now = self._settings, self._now
-        wanted = math.ceil(self._lag.sum() / settings.lag_threshold)
-        if settings.cpu:
-            wanted = max(wanted, math.ceil(self._rate / self._world.capacity / settings.cpu))
-        wanted = self._allowed(wanted)
+        wanted = max(self._by_lag(), self._by_cpu())
         self._wanted.append((now, wanted))
         while self._wanted[0][0] < now - settings.scale_down_window:
             self._wanted.popleft()
         most = max(count for _, count in self._wanted)
         if wanted > self._asked:
-            self._asked = min(wanted, self._asked + 4)
-            self._at(now + self._world.start, self._join)
+            while self._added and self._added[0][0] <= now - 60:
+                self._added.popleft()
+            room = _UP - sum(count for _, count in self._added)
+            more = min(wanted - self._asked, room)
+            if more > 0:
+                self._added.append((now, more))
+                self._asked += more
+                self._at(now + self._world.start, lambda: self._join(more))
         elif most < self._asked and now - self._last_down >= min(300.0, settings.scale_down_window):
             self._asked, self._last_down = max(most, self._asked - 1), now
-            self._join()
-        self._at(now + settings.polling_interval, self._look)
+            self._join(-1)
+        self._at(now + _LOOK, self._look)
 
-    def _allowed(self, wanted: int) -> int:
+    def _by_lag(self) -> int:
+        """What KEDA's Kafka trigger asks for: a number that divides the partitions, if so set."""
         settings, partitions = self._settings, self._world.partitions
+        wanted = self._tolerant(self._lag.sum() / settings.lag_threshold)
         most = min(settings.max_replicas, partitions)
-        wanted = min(most, max(settings.min_replicas, wanted))
-        if not settings.even:
-            return wanted
-        return next((count for count in range(wanted, most + 1) if partitions % count == 0), most)
+        if settings.even:
+            wanted = next((count for count in range(max(1, wanted), most + 1) if partitions % count == 0), most)
+        return min(most, max(settings.min_replicas, wanted))
 
-    def _join(self) -> None:
-        """The group has its new members, or one less: everybody stops for a moment."""
-        if self._members != self._asked:
-            self._members = self._asked
-            self.outcome.rebalances += 1
-            self._stopped_until = self._now + self._world.stop
-            self._at(self._stopped_until, lambda: None)  # so that a step ends there
+    def _by_cpu(self) -> int:
+        """What the CPU asks for. Bridges that are full show no more than that, and the metrics are some seconds old."""
+        settings = self._settings
+        if not settings.cpu:
+            return settings.min_replicas
+        seen = next(used for at, used in reversed(self._used) if at <= self._now - _METRICS or at == self._used[0][0])
+        wanted = self._tolerant(seen / self._world.capacity / settings.cpu)
+        return min(settings.max_replicas, max(settings.min_replicas, wanted))
+
+    def _tolerant(self, wanted: float) -> int:
+        """A tenth more or less than there is changes nothing."""
+        return self._asked if abs(wanted / self._asked - 1) <= _TOLERANCE else math.ceil(wanted)
+
+    def _join(self, more: int) -> None:
+        """The group has new members, or one less: everybody stops for a moment."""
+        self._members = max(1, self._members + more)
+        self.outcome.rebalances += 1
+        self._stopped_until = self._now + self._world.stop
+        self._at(self._stopped_until, lambda: None)  # so that a step ends there
 
     def _advance(self, until: float) -> None:
         """Let lags grow or fall up to a time."""
@@ -198,6 +218,9 @@ class Day:
             self.outcome.waits.append((wait, self._rate * length))
             self.outcome.line.append((self._now, self._rate, self._lag.sum(), self._members, wait))
             self._lag = np.maximum(0.0, self._lag + (arriving - served) * length)
+            self._used.append((self._now, float(served.sum())))
+            while self._used[0][0] < self._now - 10 * _METRICS and len(self._used) > 1:
+                self._used.popleft()
             self.outcome.bridge_hours += self._asked * length / 3600
             self._now += length
 
@@ -222,7 +245,6 @@ def compare(world: World) -> list[tuple[str, Settings, Outcome]]:
         ("fixed for the mean", replace(chosen, min_replicas=4, max_replicas=4)),
         *((f"lag {lag:,} each", replace(chosen, lag_threshold=lag)) for lag in (5_000, 20_000, 100_000, 400_000)),
         *((f"window {window} s", replace(chosen, scale_down_window=window)) for window in (300, 1_800)),
-        *((f"a look each {pause} s", replace(chosen, polling_interval=pause)) for pause in (5, 60)),
         ("any number of bridges", replace(chosen, even=False)),
         *((f"lag, and CPU {cpu:.0%}", replace(chosen, cpu=cpu)) for cpu in (0.5, 0.7, 0.85)),
         ("lag, CPU 70 %, window 1,800 s", replace(chosen, cpu=0.7, scale_down_window=1_800)),

@@ -9,6 +9,7 @@ agree     the same rate by Locust and by headrace bench: do they find the same l
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -50,10 +51,10 @@ class Scenario:
 
 SCENARIOS = {
     "short": Scenario("uniform", 2_000, 30),
-    "steps": Scenario("steps", 0, 20, share=1.2),
-    "spike": Scenario("spike", 0, 120, share=0.08),
-    "soak": Scenario("uniform", 0, 3_600, share=0.5),
-    "agree": Scenario("uniform", 2_000, 40),
+    "steps": Scenario("steps", 0, 20, share=0.4),
+    "spike": Scenario("spike", 1_000, 90),
+    "soak": Scenario("uniform", 0, 3_600, share=0.1),
+    "agree": Scenario("uniform", 2_000, 30),
 }
 
 
@@ -63,92 +64,113 @@ def main() -> None:
     parser.add_argument("scenario", nargs="?", choices=SCENARIOS, default="short")
     parser.add_argument("--rate", type=float, help="events/s, in place of the scenario's")
     parser.add_argument("--seconds", type=float, help="length of the plan, or of one of its steps")
+    parser.add_argument("--rounds", type=int, default=3, help="of agree: so many, of which the median counts")
     parser.add_argument("--report", type=Path, default=Path("build/loadtest"), help="folder of the report")
     parser.add_argument("--web", action="store_true", help="with Locust's web page, where it is started and stopped")
-    parser.add_argument(
-        "--dashboard", type=Path, help="draw the chart's dashboard of the run there, as SVG (Prometheus)"
-    )
+    parser.add_argument("--dashboard", type=Path, help="draw the chart's dashboard of the run there, as SVG")
     parser.add_argument("--workers", type=int, default=0, help="so many processes of Locust beside its master")
     arguments = parser.parse_args()
-    chosen, console = SCENARIOS[arguments.scenario], Console(stderr=True)
-    workload = Workload()
     with tempfile.TemporaryDirectory(prefix="headrace-load-") as folder, ExitStack() as stack:
-        home = Path(folder)
-        console.print("starting Kafka and Triton …")
-        make_models(home / "models", [workload])
-        kafka = stack.enter_context(KafkaCluster())
-        triton = stack.enter_context(TritonRig(home / "models"))
-        servers = Servers(kafka, triton.address, triton, home)
-        rate = arguments.rate or chosen.rate
-        if not rate:
-            console.print("measuring what it can do …")
-            capacity = servers.drain(Bridge(), workload, 200_000).events_per_second
-            rate = capacity * chosen.share
-            console.print(f"capacity {capacity:,.0f} events/s, of which {chosen.share:.0%}: {rate:,.0f} events/s")
-        seconds = arguments.seconds or chosen.seconds
-        theirs = None
-        if arguments.scenario == "agree":
-            console.print(f"headrace bench at {rate:,.0f} events/s …")
-            theirs = servers.hold(Bridge(), workload, rate, seconds).latency_ms
-        (home / "events.jsonl").write_bytes(b"\n".join(workload.values()))
-        servers.create({"load": workload.partitions})
-        bridge = Bridge(sections={"observe": {"address": f"127.0.0.1:{_PORT}"}})
-        with servers.running(bridge, workload, "load") as (_, target):
-            watched = _Watched(stack, arguments.dashboard, home)
-            report = arguments.report / arguments.scenario
-            command = _command(arguments, chosen.plan, rate, seconds, kafka.bootstrap_servers, target, home, report)
-            code = _locust(command, arguments.workers)
-            watched.draw(target)
-        if theirs is not None:
-            ours = json.loads(report.with_suffix(".json").read_text())["latency_ms"]
-            for share in ("50", "99"):
-                console.print(f"p{share}: {ours[share]:.1f} ms by Locust, {theirs[share]:.1f} ms by headrace bench")
+        code = Rig(arguments, stack, Path(folder)).run()
     sys.exit(code)
 
 
-class _Watched:
-    """A Prometheus that sees the run, where its dashboard is to be drawn."""
+class Rig:
+    """A Kafka, a Triton and bridges, and Locust against them.
 
-    def __init__(self, stack: ExitStack, out: Path | None, home: Path) -> None:
-        self._out, self._began = out, time.time()
+    Args:
+        arguments: of the command line.
+        stack: ends the servers.
+        home: a folder for their files.
+    """
+
+    def __init__(self, arguments: argparse.Namespace, stack: ExitStack, home: Path) -> None:
+        self._arguments, self._home, self._console = arguments, home, Console(stderr=True)
+        self._scenario = SCENARIOS[arguments.scenario]
+        self._workload = Workload()
+        self._console.print("starting Kafka and Triton …")
+        make_models(home / "models", [self._workload])
+        kafka = stack.enter_context(KafkaCluster())
+        triton = stack.enter_context(TritonRig(home / "models"))
+        self._servers = Servers(kafka, triton.address, triton, home)
+        (home / "events.jsonl").write_bytes(b"\n".join(self._workload.values()))
         labels = {"namespace": "loadtest", "pod": "bridge"}
-        self._url = stack.enter_context(prometheus([f"127.0.0.1:{_PORT}"], labels, home)) if out else ""
+        seen = [f"127.0.0.1:{_PORT}"]
+        self._prometheus = stack.enter_context(prometheus(seen, labels, home)) if arguments.dashboard else ""
 
-    def draw(self, pipeline: str) -> None:
-        """Of the run that has ended."""
-        if self._out:
-            variables = {"namespace": "loadtest", "pipeline": pipeline}
-            self._out.write_text(draw(self._url, self._began, time.time(), variables))
+    def run(self) -> int:
+        """The scenario; Locust's exit code."""
+        rate = self._arguments.rate or self._scenario.rate or self._share_of_capacity()
+        seconds = self._arguments.seconds or self._scenario.seconds
+        if self._arguments.scenario == "agree":
+            return self._agree(rate, seconds)
+        return self._locust(rate, seconds)
 
+    def _share_of_capacity(self) -> float:
+        self._console.print("measuring what it can do …")
+        capacity = self._servers.drain(Bridge(), self._workload, 200_000).events_per_second
+        rate = capacity * self._scenario.share
+        share = f"{self._scenario.share:.0%}: {rate:,.0f} events/s"
+        self._console.print(f"a backlog drains at {capacity:,.0f} events/s, of which {share}")
+        return rate
 
-def _command(
-    arguments: argparse.Namespace,
-    plan: str,
-    rate: float,
-    seconds: float,
-    bootstrap: str,
-    target: str,
-    home: Path,
-    report: Path,
-) -> list[str]:
-    web = ["--web-host", "127.0.0.1"] if arguments.web else ["--headless", "--only-summary"]
-    planned = [] if arguments.web else ["--plan", plan, "--plan-rate", str(rate), "--plan-seconds", str(seconds)]
-    return [
-        sys.executable, "-m", "locust", "-f", str(HERE / "locustfile.py"), "KafkaEventUser", *web, *planned,
-        "--loglevel", "WARNING",
-        "--bootstrap", bootstrap, "--source", "load", "--result", target, "--dead-letter", f"{target}-dead",
-        "--events", str(home / "events.jsonl"), "--linger-ms", "1" if rate < 5_000 else "5",
+    def _agree(self, rate: float, seconds: float) -> int:
+        """The same by headrace bench and by Locust, one after the other, so many times."""
+        theirs, ours, code = [], [], 0
+        for number in range(self._arguments.rounds):
+            self._console.print(f"round {number + 1}: headrace bench at {rate:,.0f} events/s, then Locust …")
+            theirs.append(self._servers.hold(Bridge(), self._workload, rate, seconds).latency_ms)
+            code = max(code, self._locust(rate, seconds))
+            ours.append(json.loads(self._report.with_suffix(".json").read_text())["latency_ms"])
+        for share in ("50", "99"):
+            told = []
+            for name, rounds in (("Locust", ours), ("headrace bench", theirs)):
+                values = [found[share] for found in rounds]
+                told.append(f"{statistics.median(values):.1f} ms ({min(values):.1f} to {max(values):.1f}) by {name}")
+            self._console.print(f"p{share}: {', '.join(told)}")
+        return code
+
+    @property
+    def _report(self) -> Path:
+        return Path(self._arguments.report) / str(self._arguments.scenario)
+
+    def _locust(self, rate: float, seconds: float) -> int:
+        """Locust against a bridge of its own."""
+        source = f"load-{time.time_ns()}"
+        self._servers.create({source: self._workload.partitions})
+        bridge = Bridge(sections={"observe": {"address": f"127.0.0.1:{_PORT}"}})
+        began = time.time()
+        with self._servers.running(bridge, self._workload, source) as (_, target):
+            code = _processes(self._command(rate, seconds, source, target), self._arguments.workers)
+            if self._prometheus:
+                variables = {"namespace": "loadtest", "pipeline": target}
+                self._arguments.dashboard.write_text(draw(self._prometheus, began, time.time(), variables))
+        return code
+
+    def _command(self, rate: float, seconds: float, source: str, target: str) -> list[str]:
+        arguments = self._arguments
+        web = ["--web-host", "127.0.0.1"] if arguments.web else ["--headless", "--only-summary"]
+        plan = ["--plan", self._scenario.plan, "--plan-rate", str(rate), "--plan-seconds", str(seconds)]
         # To be asked for its metrics costs a bridge milliseconds, which headrace bench does not ask it for.
-        *(["--observe", f"http://127.0.0.1:{_PORT}/metrics"] if arguments.scenario != "agree" else []),
-        "--report", str(report),
-    ]  # fmt: skip
+        observed = ["--observe", f"http://127.0.0.1:{_PORT}/metrics"] if arguments.scenario != "agree" else []
+        return [
+            *_LOCUST, *web, *([] if arguments.web else plan), *observed, "--loglevel", "WARNING",
+            "--bootstrap", self._servers.kafka.bootstrap_servers,
+            "--source", source, "--result", target, "--dead-letter", f"{target}-dead",
+            "--events", str(self._home / "events.jsonl"), "--linger-ms", "1" if rate < 5_000 else "5",
+            "--report", str(self._report),
+        ]  # fmt: skip
 
 
-def _locust(command: Sequence[str], workers: int) -> int:
+_LOCUST = (sys.executable, "-m", "locust", "-f", str(HERE / "locustfile.py"), "KafkaEventUser")
+
+
+def _processes(command: Sequence[str], workers: int) -> int:
+    """Locust as one process, or as a master and so many workers; its exit code."""
     if not workers:
         return subprocess.run(command, check=False).returncode
     master = subprocess.Popen([*command, "--master", "--expect-workers", str(workers)])
-    others = [subprocess.Popen([*command[:6], "--worker", "--loglevel", "WARNING"]) for _ in range(workers)]
+    others = [subprocess.Popen([*_LOCUST, "--worker", "--loglevel", "WARNING"]) for _ in range(workers)]
     code = master.wait()
     for process in others:
         process.terminate()

@@ -18,10 +18,6 @@ from rich.table import Table
 from loadtest.load.stream import Found
 from loadtest.page import html, svg, table
 
-LARGEST_DELAY_MS = 1.0
-"""p99 of the generator's own delay above which a run says nothing about the system."""
-LARGEST_BUSY_MS = 20.0
-"""p99 of how long the reader looked away, above which the same holds."""
 PASSED, FAILED, UNUSABLE, VOID = 0, 1, 2, 3
 _KINDS = ("missing", "duplicated", "disordered", "dead_letters")
 _SHARES = (50.0, 90.0, 99.0, 99.9, 99.99, 100.0)
@@ -36,12 +32,15 @@ class Gates:
         max_missing: events without an outcome.
         max_duplicated: outcomes that came again.
         max_dead_letters: events with a dead letter.
+        max_delay_ms: p99 of the generator's own delay above which a run says nothing about the system; twenty times as
+            much is the limit of how long the reader may look away (p99).
     """
 
     max_p99_ms: float = math.inf
     max_missing: int = 0
     max_duplicated: int = 0
     max_dead_letters: int = 0
+    max_delay_ms: float = 1.0
 
     def judge(self, found: Found, streams: int) -> tuple[int, list[str]]:
         """The exit code, and a sentence for each thing that is wrong.
@@ -80,9 +79,9 @@ class Gates:
             return "the receiver has not told what became of the events"
         if refused:
             return f"{refused:,} events were not sent: Kafka did not take them"
-        if delay > LARGEST_DELAY_MS:
+        if delay > self.max_delay_ms:
             return f"p99 of the generator's own delay is {delay:.2f} ms; give it a core of its own, or workers"
-        if busy > LARGEST_BUSY_MS:
+        if busy > 20 * self.max_delay_ms:
             return f"the reader looked away for {busy:.1f} ms (p99); give it a core of its own, or workers"
         if found.outcomes["received"] and not found.latency.get_total_count():
             return "the run was shorter than its warm-up (--warm-up)"

@@ -191,6 +191,8 @@ class Stream:
             if "delays" in said:
                 self.found.delays.decode_and_add(said["delays"])
                 self.found.outcomes["refused"] += said["refused"]
+                for why in said["why"]:
+                    print(f"an event was not sent: {why}")
 
     def _hear_receiver(self) -> None:
         for line in self._receiver.stdout:

@@ -1,6 +1,7 @@
 """The simulation of autoscaling, where its outcome can be told without it."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
@@ -34,6 +35,28 @@ def test_by_lag_alone_bridges_come_and_go_and_by_cpu_they_stay() -> None:
 
 def test_a_sudden_load_is_met_after_a_look_and_a_start() -> None:
     world = replace(WORLD, load=lambda second: 500.0 if second < 3_600 else 3_500.0)
-    outcome = simulate(world, Settings(lag_threshold=1_000, polling_interval=15))
+    outcome = simulate(world, Settings(lag_threshold=1_000))
     # Until 15 s + 10 s have passed, 2,500 events/s too many come; then 4 bridges or more work that off.
     assert 20 < outcome.wait(1.0) < 90
+
+
+def test_full_bridges_show_no_more_than_their_cpu_so_that_cpu_grows_step_by_step() -> None:
+    """From 1 bridge of 1,000 under 4,500: CPU shows 1,000, then 2,000 …, each time asking for 1 / 0.7 of it."""
+    world = replace(WORLD, load=lambda second: 700.0 if second < 3_600 else 4_500.0)
+    members = [count for _, _, _, count, _ in simulate(world, Settings(lag_threshold=1e12, cpu=0.7)).line]
+    steps = [after for before, after in pairwise(members) if after > before]
+    assert steps[:3] == [2, 3, 5]
+
+
+def test_no_more_than_four_come_in_a_minute() -> None:
+    world = replace(WORLD, load=lambda second: 500.0 if second < 3_600 else 11_000.0)
+    line = simulate(world, Settings(lag_threshold=100)).line
+    first = next(at for at, _, _, members, _ in line if members > 1)
+    assert max(members for at, _, _, members, _ in line if at < first + 50) <= 5
+
+
+def test_a_tenth_more_or_less_changes_nothing() -> None:
+    world = replace(WORLD, load=lambda second: 1_400.0 if second < 3_600 else 1_500.0)
+    outcome = simulate(world, Settings(lag_threshold=1e12, cpu=0.7))
+    assert outcome.rebalances == 0
+    assert {members for _, _, _, members, _ in outcome.line} == {2}

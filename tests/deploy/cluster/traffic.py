@@ -5,6 +5,7 @@ import json
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 
 EVENTS = Path(__file__).parents[3] / "model_repository" / "fraud" / "events.jsonl.gz"
 PARTITIONS = 6
+_ROOM = 1 << 22
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,20 +57,29 @@ class Traffic:
         self._values = [orjson.loads(line) for line in gzip.decompress(EVENTS.read_bytes()).splitlines()]
         # One for all: what two producers write to a partition has no order.
         self._producer = Producer(
-            {"bootstrap.servers": bootstrap, "linger.ms": 5, "queue.buffering.max.messages": 2_000_000}
+            {
+                "bootstrap.servers": bootstrap,
+                "linger.ms": 5,
+                "queue.buffering.max.messages": 2_000_000,
+                "enable.idempotence": True,
+            }
         )
         self._stop = threading.Event()
         self._rate = 0.0
         self._lock = threading.Lock()
         self.written = 0
-        self._count = np.zeros(1 << 22, np.uint8)
-        self._wait = np.zeros(1 << 22, np.float32)
+        self._count = np.zeros(_ROOM, np.uint8)
+        self._wait = np.zeros(_ROOM, np.float32)
+        self._broken: list[BaseException] = []
         self._disordered: list[int] = []
         self._letters: list[int] = []
         self.seen = 0
         self.versions: Counter[str] = Counter()
         self.last = time.monotonic()
-        self._threads = [threading.Thread(target=work, daemon=True) for work in (self._write, self._read)]
+        self._threads = [
+            threading.Thread(target=self._until_stopped, args=(work,), daemon=True)
+            for work in (self._write, self._read)
+        ]
 
     def start(self) -> None:
         """Begin to read, and to write at the rate that is set."""
@@ -89,7 +100,9 @@ class Traffic:
     def wait(self, timeout: float) -> bool:
         """Until everything written by now has an outcome."""
         until, target = time.monotonic() + timeout, self.written
-        while not self._count[:target].all():
+        while len(self._count) < target or not self._count[:target].all():
+            if self._broken:
+                raise RuntimeError("the traffic has ended") from self._broken[0]
             if time.monotonic() > until:
                 return False
             time.sleep(0.1)
@@ -114,6 +127,13 @@ class Traffic:
         self._stop.set()
         for thread in self._threads:
             thread.join()
+
+    def _until_stopped(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except BaseException as error:
+            self._broken.append(error)
+            raise
 
     def _send(self, at: float) -> None:
         number = self.written
@@ -161,6 +181,9 @@ class Traffic:
                 if message.error() is not None or not key.isdigit():
                     continue
                 number = int(key)
+                if number >= len(self._count):
+                    self._count = np.append(self._count, np.zeros(number, np.uint8))
+                    self._wait = np.append(self._wait, np.zeros(number, np.float32))
                 self._count[number] += 1
                 self._wait[number] = (now - message.timestamp()[1] / 1000) * 1000
                 if message.topic() == letters:

@@ -278,8 +278,6 @@ def steps(trial: Trial, events: int, rate: float) -> None:
             "bridge.autoscaling.enabled=true",
             "bridge.autoscaling.lagThreshold=5000",
             "bridge.autoscaling.maxReplicas=3",
-            "bridge.autoscaling.pollingInterval=5",
-            "bridge.autoscaling.cpu=0",
             *_SETTINGS,
         )
         down = {"stabilizationWindowSeconds": 15, "policies": [{"type": "Pods", "value": 1, "periodSeconds": 15}]}
@@ -295,6 +293,15 @@ def steps(trial: Trial, events: int, rate: float) -> None:
         note = f"3 bridges after {up:.0f} s of a backlog of 600,000, 1 again after {time.monotonic() - began:.0f} s"
         release.apply(*_SETTINGS)
         return note
+
+    def static() -> str:
+        release.apply("bridge.staticMembership=true", "bridge.replicas=2", *_SETTINGS)
+        target = f"statefulset/{RELEASE}-headrace-bridge"
+        rolled(target)
+        kubectl("-n", NAMESPACE, "rollout", "restart", target)
+        rolled(target)
+        release.apply(*_SETTINGS)
+        return "a StatefulSet of two in place of the Deployment, its pods restarted, and back"
 
     def drain() -> str:
         where = kubectl("-n", NAMESPACE, "get", "pod", first_pod("bridge"), "-o", "jsonpath={.spec.nodeName}")
@@ -323,6 +330,7 @@ def steps(trial: Trial, events: int, rate: float) -> None:
     trial.step("a version that is no model is dropped in", refuse)
     trial.step("bridges 1 -> 3 -> 1 by hand", scale)
     trial.step("bridges 1 -> 3 -> 1 by KEDA", follow_lag, 300)
+    trial.step("bridges as static members", static, 300)
     trial.step("a node is drained", drain, 300)
 
 

@@ -1,0 +1,128 @@
+"""Locust as its users start it, on a real Kafka and a real Triton: what a run says, and how it ends."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from headrace.rig.triton import TritonRig
+from tests.integration.test_pipeline import dense, event
+from tests.support import Broker, running
+
+ROOT = Path(__file__).parents[2]
+
+
+def locust(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "locust", "-f", str(ROOT / "loadtest" / "locustfile.py"), "--headless"]
+    return subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=120, cwd=ROOT)
+
+
+@pytest.fixture
+def topics(broker: Broker) -> dict[str, str]:
+    return broker.topics()
+
+
+@pytest.fixture
+def arguments(broker: Broker, topics: dict[str, str], tmp_path: Path) -> list[str]:
+    """A run of four seconds; whether the machine is fast enough to say how fast is not asked here."""
+    (tmp_path / "events.jsonl").write_bytes(b"\n".join(map(event, range(10))))
+    found = {
+        "bootstrap": broker.bootstrap,
+        "source": topics["events"],
+        "result": topics["results"],
+        "dead-letter": topics["letters"],
+        "events": str(tmp_path / "events.jsonl"),
+        "plan": "uniform",
+        "plan-rate": "200",
+        "plan-seconds": "4",
+        "warm-up": "0.5",
+        "max-delay-ms": "1000",
+        "report": str(tmp_path / "report"),
+    }
+    return ["KafkaEventUser", *(word for key, value in found.items() for word in (f"--{key}", value))]
+
+
+def report(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "report.json").read_text())
+    return found
+
+
+def test_every_outcome_of_a_run_is_accounted_for(
+    broker: Broker, triton: TritonRig, topics: dict[str, str], arguments: list[str], tmp_path: Path
+) -> None:
+    with running(dense(broker, triton, topics), tmp_path) as bridge:
+        (metrics,) = [line["address"] for line in bridge.logs() if line["event"] == "observing"]
+        done = locust(*arguments, "--observe", f"http://{metrics}/metrics")
+        assert done.returncode == 0, done.stdout + done.stderr
+        found = report(tmp_path)
+        assert found["verdict"] == "passed"
+        assert 700 < found["sent"] <= 1_000
+        assert found["received"] == found["sent"] == broker.count(topics["results"])
+        assert found["missing"] == found["duplicated"] == found["disordered"] == found["dead_letters"] == 0
+        assert 0 < found["latency_ms"]["50"] <= found["latency_ms"]["99"]
+        assert list(found["versions"]) == ["1"]
+        assert sum(second["sent"] for second in found["seconds"]) == found["sent"]
+        assert any(second["lag"] is not None for second in found["seconds"])
+        assert "<svg" in (tmp_path / "report.html").read_text()
+
+        slow = locust(*arguments, "--max-p99-ms", "0.1")
+        assert slow.returncode == 1
+        assert "above 0.1 ms (--max-p99-ms)" in " ".join(slow.stderr.split())
+
+
+def test_workers_findings_end_in_one_report(
+    broker: Broker, triton: TritonRig, topics: dict[str, str], arguments: list[str], tmp_path: Path
+) -> None:
+    port = ["--master-bind-port", "15557"]
+    with running(dense(broker, triton, topics), tmp_path):
+        worker = [sys.executable, "-m", "locust", "-f", str(ROOT / "loadtest" / "locustfile.py"), "KafkaEventUser"]
+        workers = [
+            subprocess.Popen([*worker, "--worker", "--master-port", "15557"], cwd=ROOT, stderr=subprocess.DEVNULL)
+            for _ in range(2)
+        ]
+        try:
+            done = locust(*arguments, "--master", "--expect-workers", "2", *port)
+        finally:
+            for process in workers:
+                process.terminate()
+                process.wait()
+        assert done.returncode == 0, done.stdout + done.stderr
+        found = report(tmp_path)
+        assert 700 < found["sent"] <= 1_000
+        assert found["received"] == found["sent"] == broker.count(topics["results"])
+        keys = {record.key.split(b"-")[0] for record in broker.read(topics["results"])}
+        assert len(keys) == 2  # each worker has a stream of its own
+
+
+def test_events_without_an_outcome_fail_a_run(arguments: list[str], tmp_path: Path) -> None:
+    done = locust(*arguments, "--patience", "1")
+    assert done.returncode == 1, done.stdout + done.stderr
+    found = report(tmp_path)
+    assert found["missing"] == found["sent"] > 0
+    assert found["verdict"] == "failed"
+    assert "have no outcome (--max-missing)" in " ".join(done.stderr.split())
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        (["--source", "nowhere"], "has no topic 'nowhere'"),
+        (["--events", "/nowhere.jsonl"], "--events /nowhere.jsonl: cannot be read: No such file or directory"),
+        (["--bootstrap", "127.0.0.1:1"], "Kafka at 127.0.0.1:1 does not answer"),
+    ],
+)
+def test_a_users_mistake_ends_in_a_sentence(arguments: list[str], changed: list[str], sentence: str) -> None:
+    done = locust(*arguments, *changed)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert sentence in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_a_plan_that_cannot_be_is_refused(arguments: list[str]) -> None:
+    done = locust(*arguments, "--plan", "spike")
+    assert done.returncode == 1
+    assert "a spike of 30 s does not fit in 4 s; make the run longer" in done.stderr
+    assert "Traceback" not in done.stderr
