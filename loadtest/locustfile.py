@@ -28,8 +28,8 @@ from loadtest.load.stream import Found, LoadError, Stream, check_events, partiti
 grpc_gevent.init_gevent()
 
 _PLANS = ("none", "uniform", "poisson", "steps", "spike", "soak", "replay")
-_RATE, _FOUND = "headrace-rate", "headrace-found"
-_PATIENCE = 60.0  # seconds for the workers to tell what they have found
+_RATE, _END, _FOUND = "headrace-rate", "headrace-end", "headrace-found"
+_PATIENCE = 30.0  # seconds beyond that of the receivers, for the workers to tell what they have found
 
 
 @events.init_command_line_parser.add_listener
@@ -167,6 +167,7 @@ def set_up(environment: Environment, **_: Any) -> None:
     options, runner = environment.parsed_options, environment.runner
     if isinstance(runner, WorkerRunner):
         runner.register_message(_RATE, lambda environment, msg, **_: LOAD.set_rate(msg.data))
+        runner.register_message(_END, lambda environment, msg, **_: gevent.spawn(_finish, environment))
         return
     if isinstance(runner, MasterRunner):
         runner.register_message(_FOUND, lambda environment, msg, **_: LOAD.found.add(Found.decode(msg.data)))
@@ -203,6 +204,8 @@ def begin(environment: Environment, **_: Any) -> None:
     try:
         LOAD.stream = _stream(environment)
         LOAD.set_rate(LOAD.rate)
+        if environment.shape_class is not None:
+            environment.shape_class.reset_time()  # the plan begins when its stream does
     except LoadError as error:
         print(error)
         environment.process_exit_code = UNUSABLE
@@ -239,29 +242,18 @@ def _stream(environment: Environment) -> Stream:
 
 @events.test_stop.add_listener
 def end(environment: Environment, **_: Any) -> None:
-    """Wait for the last outcomes; what has none is a failure."""
+    """Wait for the last outcomes, and judge them."""
     options, runner = environment.parsed_options, environment.runner
-    if LOAD.stream is not None:
-        found, LOAD.stream, LOAD.rate = LOAD.stream.finish(), None, 0.0
-        for problem in ("missing", "duplicated", "disordered", "dead_letters"):
-            for number in range(found.outcomes[problem]):
-                environment.events.request.fire(
-                    request_type="kafka",
-                    name=problem,
-                    response_time=None,
-                    response_length=0,
-                    exception=RuntimeError(problem),
-                    context={"number": number},
-                )
-        if isinstance(runner, WorkerRunner):
-            runner.send_message(_FOUND, found.encode())
-            return
-        LOAD.found.add(found)
+    _finish(environment)
     if KafkaEventUser not in environment.user_classes or isinstance(runner, WorkerRunner):
         return
-    expected = runner.worker_count if isinstance(runner, MasterRunner) else 1
-    until = time.monotonic() + _PATIENCE
-    while LOAD.found.streams < expected and isinstance(runner, MasterRunner) and time.monotonic() < until:
+    streams = 1
+    if isinstance(runner, MasterRunner):
+        # A master that quits tells its workers only after this; and then they could tell nothing any more.
+        streams = runner.worker_count
+        runner.send_message(_END, None)
+    until = time.monotonic() + options.patience + _PATIENCE
+    while LOAD.found.streams < streams and time.monotonic() < until:
         gevent.sleep(0.2)
     if LOAD.observer is not None:
         LOAD.observer.stop()
@@ -273,4 +265,26 @@ def end(environment: Environment, **_: Any) -> None:
             max_dead_letters=options.max_dead_letters,
             max_delay_ms=options.max_delay_ms,
         )
-        environment.process_exit_code = write(LOAD.found, expected, gates, LOAD.observer, options.report)
+        environment.process_exit_code = write(LOAD.found, streams, gates, LOAD.observer, options.report)
+
+
+def _finish(environment: Environment) -> None:
+    """End the stream of this process, if it has one; what has no outcome is a failure for Locust too."""
+    if LOAD.stream is None:
+        return
+    stream, LOAD.stream, LOAD.rate = LOAD.stream, None, 0.0
+    found = stream.finish()
+    for problem in ("missing", "duplicated", "disordered", "dead_letters"):
+        for number in range(found.outcomes[problem]):
+            environment.events.request.fire(
+                request_type="kafka",
+                name=problem,
+                response_time=None,
+                response_length=0,
+                exception=RuntimeError(problem),
+                context={"number": number},
+            )
+    if isinstance(environment.runner, WorkerRunner):
+        environment.runner.send_message(_FOUND, found.encode())
+    else:
+        LOAD.found.add(found)

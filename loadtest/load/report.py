@@ -196,17 +196,19 @@ def picture(document: dict[str, Any]) -> Any:
     for share, color in (("p50", "#2a6f97"), ("p99", "#e09f3e"), ("max", "#bbb")):
         latency.plot(at, [row[share] for row in seconds], color=color, label=share)
     latency.set_title("latency, ms")
-    latency.set_yscale("log")
-    names = list(document["latency_ms"])
-    shares.plot(names, [document["latency_ms"][name] for name in names], marker="o", color="#2a6f97", label="latency")
+    if any(row["p50"] for row in seconds):
+        latency.set_yscale("log")
+    names = [f"p{name}" for name in document["latency_ms"]]
+    shares.plot(names, list(document["latency_ms"].values()), marker="o", color="#2a6f97", label="latency")
     shares.plot(
         names,
-        [document["generator_delay_ms"][name] for name in names],
+        list(document["generator_delay_ms"].values()),
         marker=".",
         color="#9a8c98",
         label="generator's own delay",
     )
-    shares.set_yscale("log")
+    if document["sent"]:
+        shares.set_yscale("log")
     shares.set_title("percentiles, ms")
     lag.plot(at, [row["lag"] for row in seconds], color="#2a6f97", label="lag, events")
     lag.set_title("lag, and events in a batch")
