@@ -79,10 +79,7 @@ def test_workers_findings_end_in_one_report(
     port = ["--master-bind-port", "15557"]
     with running(dense(broker, triton, topics), tmp_path):
         worker = [sys.executable, "-m", "locust", "-f", str(ROOT / "loadtest" / "locustfile.py"), "KafkaEventUser"]
-        workers = [
-            subprocess.Popen([*worker, "--worker", "--master-port", "15557"], cwd=ROOT)
-            for _ in range(2)
-        ]
+        workers = [subprocess.Popen([*worker, "--worker", "--master-port", "15557"], cwd=ROOT) for _ in range(2)]
         try:
             done = locust(*arguments, "--master", "--expect-workers", "2", *port)
         finally:

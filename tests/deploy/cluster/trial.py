@@ -80,12 +80,13 @@ class Release:
         return done.stdout
 
     def apply(self, *settings: str, install: bool = False) -> None:
-        """Install or upgrade it, and wait until it runs."""
+        """Install it; or upgrade it, and wait until it runs."""
         sets = [word for setting in settings for word in ("--set", setting)]
-        verb = "install" if install else "upgrade"
-        self.helm(
-            verb, RELEASE, str(CHART), "-f", str(EXAMPLE), "-f", str(self._values), *sets, "--wait", "--timeout=8m"
-        )
+        given = [RELEASE, str(CHART), "-f", str(EXAMPLE), "-f", str(self._values), *sets]
+        if install:
+            self.helm("install", *given)  # waits for nothing: its bridge is ready once there is a model
+        else:
+            self.helm("upgrade", *given, "--wait", "--timeout=8m")
 
 
 def pods() -> str:
@@ -125,10 +126,8 @@ def volume() -> Path:
     """A folder of this machine as the volume that holds the model repository."""
     folder = node.STATE / "volume"
     shutil.rmtree(folder, ignore_errors=True)
-    (folder / "fraud").mkdir(parents=True, exist_ok=True)
-    copy_version("1")
-    for path in (folder, folder / "fraud"):
-        path.chmod(0o777)
+    folder.mkdir(parents=True)
+    folder.chmod(0o777)
     kubectl("delete", "persistentvolume", "models", "--ignore-not-found")  # of a trial before: it is bound to its claim
     kubectl(
         "apply", "-f", "-",
@@ -153,8 +152,6 @@ def volume() -> Path:
 def copy_version(version: str) -> None:
     """Drop a version into the volume, file after file."""
     target = node.STATE / "volume" / "fraud"
-    for name in ("config.pbtxt",):
-        (target / name).write_bytes((MODELS / "fraud" / name).read_bytes())
     for path in sorted((MODELS / "fraud" / version).rglob("*")):
         place = target / version / path.relative_to(MODELS / "fraud" / version)
         if path.is_file():
@@ -397,8 +394,16 @@ def dry_run(release: Release) -> None:
 
 @contextmanager
 def installed(release: Release) -> Iterator[None]:
-    """The release, removed in the end with all that came with it."""
+    """The release, as a newcomer makes it (docs/kubernetes.md); removed in the end with all that came with it."""
     release.apply(install=True)
+    rolled(SERVING)
+    first = subprocess.run(
+        ["tar", "-c", "-C", str(MODELS), "fraud/config.pbtxt", "fraud/1"], capture_output=True, check=True
+    )
+    unpack = ("tar", "-x", "--no-same-owner", "-C", "/repository")
+    into = [str(node.BIN / "kubectl"), f"--kubeconfig={node.KUBECONFIG}", "-n", NAMESPACE, "exec", "-i", SERVING]
+    subprocess.run([*into, "-c", "watcher", "--", *unpack], input=first.stdout, check=True, timeout=60)
+    rolled(BRIDGE)
     release.helm("test", RELEASE)
     tried = ("exec", BRIDGE, "--", "headrace", "try", "/etc/headrace/pipeline.yaml")
     print(kubectl("-n", NAMESPACE, *tried), flush=True)
