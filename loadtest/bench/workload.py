@@ -16,7 +16,8 @@ from confluent_kafka import Producer
 
 _DISTINCT = 2_000
 _BATCH = 10_000
-_BUSY = 1_000.0  # events/s from which they are sent together, as anybody would
+BUSY = 1_000.0
+"""Events/s from which they are sent together, as anybody would."""
 POISON = 1e9
 """The value of the first feature that a picky model refuses."""
 
@@ -120,7 +121,7 @@ def feed(
     Returns:
         When the first event was due, in seconds since 1970, and how many were written: event n was due n / rate later.
     """
-    producer = _producer(bootstrap, linger_ms=1 if rate < _BUSY else 5)
+    producer = _producer(bootstrap, linger_ms=1 if rate < BUSY else 5)
     value_of = _values(workload)
     begun, written, events = time.time(), 0, int(rate * seconds)
     while written < events and not (stop and stop.is_set()):

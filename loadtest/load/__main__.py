@@ -22,14 +22,14 @@ from pathlib import Path
 from rich.console import Console
 
 from headrace.rig.kafka import KafkaCluster
+from headrace.rig.process import free_port
 from headrace.rig.triton import TritonRig
 from loadtest.bench.measure import Servers
 from loadtest.bench.subjects import Bridge
-from loadtest.bench.workload import Workload, make_models
+from loadtest.bench.workload import BUSY, Workload, make_models
 from loadtest.dashboard import draw, prometheus
 
 HERE = Path(__file__).parents[1]
-_PORT = 19464
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class Scenario:
 SCENARIOS = {
     "short": Scenario("uniform", 2_000, 30),
     "steps": Scenario("steps", 0, 20, share=0.4),
-    "spike": Scenario("spike", 1_000, 90),
+    "spike": Scenario("spike", 500, 90),
     "soak": Scenario("uniform", 0, 3_600, share=0.1),
     "agree": Scenario("uniform", 2_000, 30),
 }
@@ -87,6 +87,7 @@ class Rig:
     def __init__(self, arguments: argparse.Namespace, stack: ExitStack, home: Path) -> None:
         self._arguments, self._home, self._console = arguments, home, Console(stderr=True)
         self._scenario = SCENARIOS[arguments.scenario]
+        self._port = free_port()  # of the bridge's metrics
         self._workload = Workload()
         self._console.print("starting Kafka and Triton …")
         make_models(home / "models", [self._workload])
@@ -95,7 +96,7 @@ class Rig:
         self._servers = Servers(kafka, triton.address, triton, home)
         (home / "events.jsonl").write_bytes(b"\n".join(self._workload.values()))
         labels = {"namespace": "loadtest", "pod": "bridge"}
-        seen = [f"127.0.0.1:{_PORT}"]
+        seen = [f"127.0.0.1:{self._port}"]
         self._prometheus = stack.enter_context(prometheus(seen, labels, home)) if arguments.dashboard else ""
 
     def run(self) -> int:
@@ -138,7 +139,7 @@ class Rig:
         """Locust against a bridge of its own."""
         source = f"load-{time.time_ns()}"
         self._servers.create({source: self._workload.partitions})
-        bridge = Bridge(sections={"observe": {"address": f"127.0.0.1:{_PORT}"}})
+        bridge = Bridge(sections={"observe": {"address": f"127.0.0.1:{self._port}"}})
         began = time.time()
         with self._servers.running(bridge, self._workload, source) as (_, target):
             code = _processes(self._command(rate, seconds, source, target), self._arguments.workers)
@@ -151,13 +152,14 @@ class Rig:
         arguments = self._arguments
         web = ["--web-host", "127.0.0.1"] if arguments.web else ["--headless", "--only-summary"]
         plan = ["--plan", self._scenario.plan, "--plan-rate", str(rate), "--plan-seconds", str(seconds)]
+        highest = rate * (10 if self._scenario.plan == "spike" else 1)
         # To be asked for its metrics costs a bridge milliseconds, which headrace bench does not ask it for.
-        observed = ["--observe", f"http://127.0.0.1:{_PORT}/metrics"] if arguments.scenario != "agree" else []
+        observed = ["--observe", f"http://127.0.0.1:{self._port}/metrics"] if arguments.scenario != "agree" else []
         return [
             *_LOCUST, *web, *([] if arguments.web else plan), *observed, "--loglevel", "WARNING",
             "--bootstrap", self._servers.kafka.bootstrap_servers,
             "--source", source, "--result", target, "--dead-letter", f"{target}-dead",
-            "--events", str(self._home / "events.jsonl"), "--linger-ms", "1" if rate < 5_000 else "5",
+            "--events", str(self._home / "events.jsonl"), "--linger-ms", "1" if highest < BUSY else "5",
             "--report", str(self._report),
         ]  # fmt: skip
 
