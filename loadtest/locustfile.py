@@ -247,6 +247,8 @@ def end(environment: Environment, **_: Any) -> None:
     _finish(environment)
     if KafkaEventUser not in environment.user_classes or isinstance(runner, WorkerRunner):
         return
+    if environment.process_exit_code == UNUSABLE:
+        return  # it has not begun
     streams = 1
     if isinstance(runner, MasterRunner):
         # A master that quits tells its workers only after this; and then they could tell nothing any more.
@@ -257,15 +259,14 @@ def end(environment: Environment, **_: Any) -> None:
         gevent.sleep(0.2)
     if LOAD.observer is not None:
         LOAD.observer.stop()
-    if environment.process_exit_code != UNUSABLE:
-        gates = Gates(
-            max_p99_ms=options.max_p99_ms,
-            max_missing=options.max_missing,
-            max_duplicated=options.max_duplicated,
-            max_dead_letters=options.max_dead_letters,
-            max_delay_ms=options.max_delay_ms,
-        )
-        environment.process_exit_code = write(LOAD.found, streams, gates, LOAD.observer, options.report)
+    gates = Gates(
+        max_p99_ms=options.max_p99_ms,
+        max_missing=options.max_missing,
+        max_duplicated=options.max_duplicated,
+        max_dead_letters=options.max_dead_letters,
+        max_delay_ms=options.max_delay_ms,
+    )
+    environment.process_exit_code = write(LOAD.found, streams, gates, LOAD.observer, options.report)
 
 
 def _finish(environment: Environment) -> None:

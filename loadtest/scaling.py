@@ -258,7 +258,9 @@ def main() -> None:
     parser.add_argument("--capacity", type=float, default=World().capacity, help="events/s of one bridge")
     parser.add_argument("--start", type=float, default=World().start, help="seconds until a new pod takes part")
     parser.add_argument("--stop", type=float, default=World().stop, help="seconds that a rebalance stops the group")
-    parser.add_argument("--figure", type=Path, help="write a day by lag alone and by the chart's defaults there, as SVG")
+    parser.add_argument(
+        "--figure", type=Path, help="write a day by lag alone and by the chart's defaults there, as SVG"
+    )
     arguments = parser.parse_args()
     world = World(capacity=arguments.capacity, start=arguments.start, stop=arguments.stop)
     found = compare(world)

@@ -19,6 +19,7 @@ from loadtest.load.orders import Orders
 from loadtest.load.plan import Spacing
 from loadtest.load.settings import INTENDED, LONGEST_US, Settings
 
+_LOOK = 0.02  # between two looks at what it is told, and at what Kafka refuses
 _REST = 0.0005  # the longest sleep: so late an event may be sent for it
 
 
@@ -51,7 +52,8 @@ def main() -> None:
     spacing = Spacing(settings.poisson, settings.seed, clock())
     numbers = count()
     sent: dict[int, int] = {}
-    prefix, total, told, ended = f"{settings.run}-", 0, clock(), False
+    prefix, total, ended = f"{settings.run}-", 0, False
+    told = looked = clock()
     refused: list[str] = []  # never sent, or not acknowledged; the receiver will miss them, as it should
     while not ended:
         now = clock()
@@ -72,16 +74,18 @@ def main() -> None:
             delays.record_value(max(1, int((clock() - at) * 1e6)))
             sent[int(at)] = sent.get(int(at), 0) + 1
             total += 1
-        producer.poll(0)
+        if now - looked >= _LOOK:
+            looked = now
+            producer.poll(0)
+            match orders.next():
+                case ["rate", rate]:
+                    spacing.set_rate(float(rate), clock())
+                case ["end", *_]:
+                    ended = True
         if now - told >= 1:
             told = now
             _say({"sent": total, "second": sent})
             sent = {}
-        match orders.next():
-            case ["rate", rate]:
-                spacing.set_rate(float(rate), clock())
-            case ["end", *_]:
-                ended = True
         time.sleep(min(_REST, spacing.wait(clock())))
     unsent = len(refused) + producer.flush(60)
     final = {"refused": unsent, "why": refused[:1], "delays": delays.encode().decode()}

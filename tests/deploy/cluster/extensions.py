@@ -10,8 +10,8 @@ from pathlib import Path
 
 import yaml
 
-from tests.deploy.cluster.daemon import Daemon, Failed
-from tests.deploy.cluster.node import BIN, HOST, KUBECONFIG, STATE, kubectl
+from tests.deploy.cluster.daemon import Failed
+from tests.deploy.cluster.node import BIN, HOST, KUBECONFIG, STATE, daemon, kubectl
 from tests.deploy.tools.build import KEDA
 
 _PKI = STATE / "pki"
@@ -44,7 +44,7 @@ def up() -> None:
     certificates.mkdir(exist_ok=True)
     for source, target in (("ca.pem", "ca.crt"), ("keda.pem", "tls.crt"), ("keda.key", "tls.key")):
         shutil.copy(_PKI / source, certificates / target)
-    _daemon("keda-operator").start(
+    daemon("keda-operator").start(
         [BIN / "keda-operator", f"--kubeconfig={KUBECONFIG}", "--leader-elect=false", f"--cert-dir={certificates}",
          "--enable-cert-rotation=false", "--metrics-bind-address=127.0.0.1:18080",
          "--health-probe-bind-address=127.0.0.1:18081", f"--metrics-service-bind-address=127.0.0.1:{_GRPC}",
@@ -58,31 +58,27 @@ def up() -> None:
         f"--bind-address={HOST}",
     )
     delegated = [f"--{name}-kubeconfig={KUBECONFIG}" for name in ("authentication", "authorization")]
-    _daemon("keda-adapter").start(
+    daemon("keda-adapter").start(
         [BIN / "keda-adapter", f"--kubeconfig={KUBECONFIG}", f"--lister-kubeconfig={KUBECONFIG}", *delegated, *served,
          f"--secure-port={_KEDA}", f"--metrics-service-address=localhost:{_GRPC}", f"--cert-dir={certificates}",
          "--port=18082"],
         env={"POD_NAMESPACE": "keda", "WATCH_NAMESPACE": "", "KEDA_HTTP_DEFAULT_TIMEOUT": "3000"},
     )  # fmt: skip
     _extension("external.metrics.k8s.io", "v1beta1", "keda", _KEDA)
-    _daemon("metrics-server").start(
+    daemon("metrics-server").start(
         [BIN / "metrics-server", f"--kubeconfig={KUBECONFIG}", *delegated, *served, f"--secure-port={_METRICS}",
          "--kubelet-insecure-tls", "--kubelet-preferred-address-types=InternalIP", "--metric-resolution=15s",
          "--kubelet-use-node-status-port"]
     )  # fmt: skip
     _extension("metrics.k8s.io", "v1beta1", "kube-system", _METRICS)
     for name, group in (("keda-adapter", "external.metrics.k8s.io"), ("metrics-server", "metrics.k8s.io")):
-        _daemon(name).wait_ready(lambda: _available(group), 90)  # noqa: B023 - awaited here
+        daemon(name).wait_ready(lambda: _available(group), 90)  # noqa: B023 - awaited here
 
 
 def down() -> None:
     """End them."""
     for name in NAMES:
-        _daemon(name).stop()
-
-
-def _daemon(name: str) -> Daemon:
-    return Daemon(STATE / "logs", name)
+        daemon(name).stop()
 
 
 def _module(path: str) -> Path:

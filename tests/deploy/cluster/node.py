@@ -58,7 +58,7 @@ def up() -> None:
     _control_plane()
     for number, name in enumerate(NODES, 1):
         _node(number, name)
-    _daemon("kube-proxy").start(
+    daemon("kube-proxy").start(
         [BIN / "kube-proxy", f"--config={_written('kube-proxy.yaml', _PROXY)}", f"--hostname-override={NODES[0]}"]
     )
     until(lambda: kubectl("get", "nodes", "--no-headers").count(" Ready") == len(NODES), "nodes")
@@ -84,19 +84,19 @@ def load(archive: Path, image: str) -> None:
 def down() -> None:
     """Remove it."""
     for name in ("kube-scheduler", "kube-controller-manager", "kube-router", "kube-proxy"):
-        _daemon(name).stop()
+        daemon(name).stop()
     for name in NODES:
-        _daemon(f"kubelet-{name}").stop()
-        if _daemon(f"containerd-{name}").running:
+        daemon(f"kubelet-{name}").stop()
+        if daemon(f"containerd-{name}").running:
             for container in _ctr(name, "containers", "list", "--quiet", check=False).split():
                 _ctr(name, "tasks", "kill", "--signal", "SIGKILL", container, check=False)
             for container in _ctr(name, "containers", "list", "--quiet", check=False).split():
                 _ctr(name, "tasks", "delete", "--force", container, check=False)
                 _ctr(name, "containers", "delete", container, check=False)
-        _daemon(f"containerd-{name}").stop()
+        daemon(f"containerd-{name}").stop()
     _end_shims()
-    _daemon("kube-apiserver").stop()
-    _daemon("etcd").stop()
+    daemon("kube-apiserver").stop()
+    daemon("etcd").stop()
     if (BIN / "kube-proxy").exists():
         _run(str(BIN / "kube-proxy"), "--cleanup", check=False)
     for table in ("filter", "nat", "mangle"):
@@ -125,7 +125,8 @@ def down() -> None:
     shutil.rmtree(STATE, ignore_errors=True)
 
 
-def _daemon(name: str) -> Daemon:
+def daemon(name: str) -> Daemon:
+    """A process of the cluster."""
     return Daemon(STATE / "logs", name)
 
 
@@ -179,14 +180,14 @@ def _control_plane() -> None:
         authority.issue("front-proxy")
     _written("tokens.csv", f'{_TOKEN},admin,admin,"system:masters"\n')
     _written("kubeconfig", _kubeconfig(pki / "ca.pem"))
-    etcd = _daemon("etcd")
+    etcd = daemon("etcd")
     client, peer = f"http://127.0.0.1:{_ETCD}", f"http://127.0.0.1:{_ETCD + 1}"
     etcd.start(
         [BIN / "etcd", f"--data-dir={STATE / 'etcd'}", f"--listen-client-urls={client}", f"--advertise-client-urls={client}",
          f"--listen-peer-urls={peer}", f"--initial-advertise-peer-urls={peer}", f"--initial-cluster=default={peer}",
          "--unsafe-no-fsync", "--log-level=warn"]
     )  # fmt: skip
-    api = _daemon("kube-apiserver")
+    api = daemon("kube-apiserver")
     api.start(
         [BIN / "kube-apiserver", f"--etcd-servers={client}", f"--bind-address={HOST}", f"--advertise-address={HOST}",
          f"--secure-port={_API}", f"--tls-cert-file={pki / 'apiserver.pem'}",
@@ -203,13 +204,13 @@ def _control_plane() -> None:
          "--feature-gates=ImageVolume=true"]
     )  # fmt: skip
     api.wait_ready(lambda: kubectl("get", "--raw", "/readyz", check=False) == "ok")
-    _daemon("kube-controller-manager").start(
+    daemon("kube-controller-manager").start(
         [BIN / "kube-controller-manager", f"--kubeconfig={KUBECONFIG}", "--leader-elect=false",
          f"--service-account-private-key-file={pki / 'service-account.key'}", f"--root-ca-file={pki / 'ca.pem'}",
          "--use-service-account-credentials=false", "--horizontal-pod-autoscaler-sync-period=5s",
          "--bind-address=127.0.0.1"]
     )  # fmt: skip
-    _daemon("kube-scheduler").start(
+    daemon("kube-scheduler").start(
         [BIN / "kube-scheduler", f"--kubeconfig={KUBECONFIG}", "--leader-elect=false", "--bind-address=127.0.0.1"]
     )
 
@@ -264,17 +265,17 @@ def _node(number: int, name: str) -> None:
         ),
     )
     config = _written(f"{name}/containerd.toml", _CONTAINERD.format(folder=folder, cni=folder / "cni"))
-    containerd = _daemon(f"containerd-{name}")
+    containerd = daemon(f"containerd-{name}")
     containerd.start(["containerd", "--config", config])
     containerd.wait_ready(lambda: bool(_ctr(name, "version", check=False)))
     pause = IMAGES / "pause.tar"
-    load_stamp = folder / "pause"
-    if not load_stamp.exists():
+    stamp = folder / "pause"
+    if not stamp.exists():
         _ctr(name, "images", "import", str(pause))
-        load_stamp.touch()
+        stamp.touch()
     _cgroup(f"headrace-{number}")
     kubelet = _written(f"{name}/kubelet.yaml", _kubelet(number, socket))
-    _daemon(f"kubelet-{name}").start(
+    daemon(f"kubelet-{name}").start(
         [BIN / "kubelet", f"--config={kubelet}", f"--kubeconfig={KUBECONFIG}", f"--hostname-override={name}",
          f"--node-ip={HOST}", f"--root-dir={folder / 'kubelet'}", f"--cert-dir={folder / 'certificates'}",
          f"--node-labels=topology.kubernetes.io/zone={name}"]
@@ -330,7 +331,7 @@ def _hierarchies() -> list[Path]:
 
 def _policies() -> None:
     """NetworkPolicies, enforced for the pods of both nodes, which have one address: without this nobody would."""
-    _daemon("kube-router").start(
+    daemon("kube-router").start(
         [BIN / "kube-router", f"--kubeconfig={KUBECONFIG}", "--run-firewall=true", "--run-router=false",
          "--run-service-proxy=false", "--run-loadbalancer=false", f"--hostname-override={NODES[0]}",
          "--service-cluster-ip-range=10.96.0.0/16", "--health-port=0", "--metrics-port=0"]

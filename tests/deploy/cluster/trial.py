@@ -5,6 +5,7 @@ table, writes it as Markdown with --out, and exits 1 when an event was lost, dou
 """
 
 import argparse
+import asyncio
 import json
 import shutil
 import subprocess
@@ -173,7 +174,6 @@ VALUES = {
     "repository": {"pvc": {"accessModes": ["ReadWriteMany"], "storageClass": "host", "size": "1Gi", "keep": False}},
 }
 
-
 _SETTINGS = ("serving.replicas=2",)
 """What is set from the upgrade to two servers on."""
 
@@ -197,14 +197,9 @@ class Trial:
         last = self.traffic.written
         self.traffic.wait(patience)
         crashed = restarts() - before
-        self.rows.append(
-            Row(
-                what,
-                seconds,
-                self.traffic.found(first, last),
-                f"{note}{crashed or ''}{' restarts' if crashed > 0 else ''}",
-            )
-        )
+        if crashed > 0:
+            note = f"{note}; {crashed} restarts" if note else f"{crashed} restarts"
+        self.rows.append(Row(what, seconds, self.traffic.found(first, last), note))
         self._console.print(f"   {asdict(self.rows[-1].found)} {self.rows[-1].note}")
 
 
@@ -453,8 +448,6 @@ def _run(arguments: Any, console: Console) -> list[Row]:
     with KafkaCluster(
         properties=lambda n: {k: v.format(port=n.port, controller=n.controller_port) for k, v in listeners.items()}
     ) as kafka:
-        import asyncio
-
         topics = {"pages": PARTITIONS, "fraud-alerts": PARTITIONS, **OUTCOMES}
         asyncio.run(create_topics(Kafka(bootstrap_servers=kafka.bootstrap_servers), topics))
         traffic = Traffic(kafka.bootstrap_servers, "pages", OUTCOMES)
