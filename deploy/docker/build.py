@@ -3,6 +3,7 @@
 With Docker and a registry at hand, `docker build -f deploy/docker/bridge.Dockerfile .` does the same on an official base.
 """
 
+import importlib.metadata
 import os
 import subprocess
 import sys
@@ -13,7 +14,7 @@ SOURCE = Path(__file__).parents[2]
 FOLDER = SOURCE / ".cluster"
 ARCHIVES = FOLDER / "images"
 BASE = "localhost/headrace/debian:bookworm"
-VERSION = "0.1.0"
+VERSION = importlib.metadata.version("headrace")
 IMAGES = ("bridge", "serving")
 LIMIT_MB = {"bridge": 200}
 """An image that has grown beyond this is a mistake."""

@@ -3,7 +3,7 @@
 short     half a minute at 2,000 events/s
 steps     up to a rate, to find where the system is full
 spike     ten times the rate for 30 seconds
-soak      an hour at half of what it can do
+soak      an hour at a tenth of the rate at which a backlog drains; --rate for what `steps` has found
 agree     the same rate by Locust and by headrace bench: do they find the same latency?
 """
 

@@ -15,6 +15,7 @@ from kubernetes_validate import ValidationError, validate
 from bridge.config.load import parse
 from bridge.config.model import Pipeline
 from bridge.config.reference import schema
+from deploy.docker.build import VERSION
 
 HELM = Path(__file__).parents[2] / "deploy" / "helm"
 CHART = HELM / "headrace"
@@ -332,6 +333,10 @@ def test_a_changed_pipeline_rolls_the_bridge_and_nothing_else(chart: Chart) -> N
     before, after = templates(100), templates(200)
     assert before["x-headrace-bridge"] != after["x-headrace-bridge"]
     assert before["x-headrace-serving"] == after["x-headrace-serving"]
+
+
+def test_the_chart_is_of_the_version_that_is_built(chart: Chart) -> None:
+    assert chart.metadata["appVersion"] == VERSION
 
 
 def test_a_new_chart_version_changes_no_selector(chart: Chart) -> None:

@@ -75,7 +75,6 @@ class Traffic:
         self._letters: list[int] = []
         self.seen = 0
         self.versions: Counter[str] = Counter()
-        self.last = time.monotonic()
         self._threads = [
             threading.Thread(target=self._until_stopped, args=(work,), daemon=True)
             for work in (self._write, self._read)
@@ -194,7 +193,6 @@ class Traffic:
                     self._disordered.append(number)
                 newest[partition] = max(newest[partition], number)
                 self.seen += 1
-                self.last = time.monotonic()
             if messages and messages[-1].error() is None and messages[-1].topic() != letters:
                 self.versions[json.loads(messages[-1].value())["model_version"]] += 1
         consumer.close()

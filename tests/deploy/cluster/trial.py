@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bridge.config.model import Kafka
+from deploy.docker.build import VERSION
 from headrace.rig.kafka import KafkaCluster
 from headrace.rig.topics import create_topics
 from tests.deploy.cluster import node
@@ -352,7 +353,7 @@ except OSError as error:
             "containers": [
                 {
                     "name": "stranger",
-                    "image": "localhost/headrace/bridge:0.1.0",
+                    "image": f"localhost/headrace/bridge:{VERSION}",
                     "imagePullPolicy": "Never",
                     "command": ["/opt/headrace/bin/python3", "-c", script],
                     "securityContext": security,
