@@ -27,8 +27,8 @@ from loadtest.load.stream import Found, LoadError, Stream, check_events, partiti
 
 grpc_gevent.init_gevent()
 
-_PLANS = ("none", "uniform", "poisson", "steps", "spike", "soak", "replay")
-_RATE, _END, _FOUND = "headrace-rate", "headrace-end", "headrace-found"
+_PLANS = ("none", "uniform", "poisson", "steps", "spike", "replay")
+_READY, _RATE, _END, _FOUND = "headrace-ready", "headrace-rate", "headrace-end", "headrace-found"
 _PATIENCE = 30.0  # seconds beyond that of the receivers, for the workers to tell what they have found
 
 
@@ -63,7 +63,10 @@ def options(parser: LocustArgumentParser) -> None:
     add("--max-duplicated", type=int, default=0, help="Fail when more outcomes come again")
     add("--max-dead-letters", type=int, default=0, help="Fail when more events get a dead letter")
     add(
-        "--max-delay-ms", type=float, default=1.0, help="The run is void when p99 of the generator's own delay is above"
+        "--max-delay-ms",
+        type=float,
+        default=1.0,
+        help="The run, of steps a step, is void when p99 of the generator's own delay is above",
     )
     add("--patience", type=float, default=30.0, help="Seconds to wait for the last outcomes")
     add("--model-address", default="localhost:8001", help="Of the model server, for TritonUser: host:port")
@@ -91,6 +94,7 @@ class Load:
     def __init__(self) -> None:
         self.users = 0
         self.rate = 0.0
+        self.ready = 0  # streams, of this process or, where it is the master, of its workers
         self.stream: Stream | None = None
         self.found = Found()
         self.observer: Observer | None = None
@@ -100,6 +104,10 @@ class Load:
         self.rate = rate
         if self.stream is not None:
             self.stream.rate(rate)
+
+    def count_ready(self) -> None:
+        """One more stream waits for a rate."""
+        self.ready += 1
 
 
 LOAD = Load()
@@ -170,12 +178,16 @@ def set_up(environment: Environment, **_: Any) -> None:
         runner.register_message(_END, lambda environment, msg, **_: gevent.spawn(_finish, environment))
         return
     if isinstance(runner, MasterRunner):
+        runner.register_message(_READY, lambda environment, msg, **_: LOAD.count_ready())
         runner.register_message(_FOUND, lambda environment, msg, **_: LOAD.found.add(Found.decode(msg.data)))
     if options.plan == "none":
         return
 
     def processes() -> int:
         return runner.worker_count if isinstance(runner, MasterRunner) else 1
+
+    def ready() -> int:
+        return LOAD.ready if KafkaEventUser in environment.user_classes else processes()
 
     def tell(rate: float) -> None:
         if isinstance(runner, MasterRunner):
@@ -184,7 +196,7 @@ def set_up(environment: Environment, **_: Any) -> None:
             LOAD.set_rate(rate)
 
     try:
-        environment.shape_class = PlanShape(planned(options), processes, tell)
+        environment.shape_class = PlanShape(planned(options), processes, ready, tell)
     except plans.PlanError as error:
         raise SystemExit(str(error)) from None
     environment.shape_class.runner = runner
@@ -194,7 +206,7 @@ def set_up(environment: Environment, **_: Any) -> None:
 def begin(environment: Environment, **_: Any) -> None:
     """Sender and receiver, where there are users of Kafka."""
     options, runner = environment.parsed_options, environment.runner
-    LOAD.found = Found()
+    LOAD.found, LOAD.ready = Found(), 0
     if KafkaEventUser not in environment.user_classes:
         return
     if options.observe and not isinstance(runner, WorkerRunner):
@@ -204,8 +216,9 @@ def begin(environment: Environment, **_: Any) -> None:
     try:
         LOAD.stream = _stream(environment)
         LOAD.set_rate(LOAD.rate)
-        if environment.shape_class is not None:
-            environment.shape_class.reset_time()  # the plan begins when its stream does
+        LOAD.count_ready()
+        if isinstance(runner, WorkerRunner):
+            runner.send_message(_READY, None)
     except LoadError as error:
         print(error)
         environment.process_exit_code = UNUSABLE
@@ -226,6 +239,7 @@ def _stream(environment: Environment) -> Stream:
         events=options.events,
         poisson=options.plan == "poisson",
         linger_ms=options.linger_ms,
+        late_ms=options.max_delay_ms,
         warm_up=options.warm_up,
         patience=options.patience,
         security=security,
@@ -266,7 +280,8 @@ def end(environment: Environment, **_: Any) -> None:
         max_dead_letters=options.max_dead_letters,
         max_delay_ms=options.max_delay_ms,
     )
-    environment.process_exit_code = write(LOAD.found, streams, gates, LOAD.observer, options.report)
+    steps = planned(options) if options.plan == "steps" else ()
+    environment.process_exit_code = write(LOAD.found, streams, gates, LOAD.observer, options.report, steps)
 
 
 def _finish(environment: Environment) -> None:

@@ -3,7 +3,7 @@
 short     half a minute at 2,000 events/s
 steps     up to a rate, to find where the system is full
 spike     ten times the rate for 30 seconds
-soak      an hour at a tenth of the rate at which a backlog drains; --rate for what `steps` has found
+soak      steps first, then an hour at half of what they found
 agree     the same rate by Locust and by headrace bench: do they find the same latency?
 """
 
@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -30,6 +31,8 @@ from loadtest.bench.workload import BUSY, Workload, make_models
 from loadtest.dashboard import draw, prometheus
 
 HERE = Path(__file__).parents[1]
+_HIGHEST_STEP = 0.4  # of the rate at which a backlog drains, in large batches and with nothing else on the machine
+_SOAK = 0.5  # of what steps have found
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,22 +41,20 @@ class Scenario:
 
     Attributes:
         plan: of it.
-        rate: events/s, where it is not a share of the capacity.
-        seconds: length of the plan.
-        share: of the capacity, which is then measured first.
+        rate: events/s; 0 where it is to be measured first.
+        seconds: length of the plan, or of one of its steps.
     """
 
     plan: str
     rate: float
     seconds: float
-    share: float = 0.0
 
 
 SCENARIOS = {
     "short": Scenario("uniform", 2_000, 30),
-    "steps": Scenario("steps", 0, 20, share=0.4),
+    "steps": Scenario("steps", 0, 20),
     "spike": Scenario("spike", 500, 90),
-    "soak": Scenario("uniform", 0, 3_600, share=0.1),
+    "soak": Scenario("uniform", 0, 3_600),
     "agree": Scenario("uniform", 2_000, 30),
 }
 
@@ -86,7 +87,6 @@ class Rig:
 
     def __init__(self, arguments: argparse.Namespace, stack: ExitStack, home: Path) -> None:
         self._arguments, self._home, self._console = arguments, home, Console(stderr=True)
-        self._scenario = SCENARIOS[arguments.scenario]
         self._port = free_port()  # of the bridge's metrics
         self._workload = Workload()
         self._console.print("starting Kafka and Triton …")
@@ -101,18 +101,26 @@ class Rig:
 
     def run(self) -> int:
         """The scenario; Locust's exit code."""
-        rate = self._arguments.rate or self._scenario.rate or self._share_of_capacity()
-        seconds = self._arguments.seconds or self._scenario.seconds
-        if self._arguments.scenario == "agree":
-            return self._agree(rate, seconds)
-        return self._locust(rate, seconds)
+        name = self._arguments.scenario
+        rate = self._arguments.rate or SCENARIOS[name].rate
+        seconds = self._arguments.seconds or SCENARIOS[name].seconds
+        match name:
+            case "agree":
+                return self._agree(rate, seconds)
+            case "steps":
+                return self._locust(name, rate or self._highest_step(), seconds)
+            case "soak" if not rate:
+                code = self._locust("steps", self._highest_step(), SCENARIOS["steps"].seconds)
+                if code:
+                    return code
+                rate = self._found("steps")["capacity"] * _SOAK
+        return self._locust(name, rate, seconds)
 
-    def _share_of_capacity(self) -> float:
+    def _highest_step(self) -> float:
         self._console.print("measuring what it can do …")
         capacity = self._servers.drain(Bridge(), self._workload, 200_000).events_per_second
-        rate = capacity * self._scenario.share
-        share = f"{self._scenario.share:.0%}: {rate:,.0f} events/s"
-        self._console.print(f"a backlog drains at {capacity:,.0f} events/s, of which {share}")
+        rate = capacity * _HIGHEST_STEP
+        self._console.print(f"a backlog drains at {capacity:,.0f} events/s; steps up to {rate:,.0f} …")
         return rate
 
     def _agree(self, rate: float, seconds: float) -> int:
@@ -121,8 +129,8 @@ class Rig:
         for number in range(self._arguments.rounds):
             self._console.print(f"round {number + 1}: headrace bench at {rate:,.0f} events/s, then Locust …")
             theirs.append(self._servers.hold(Bridge(), self._workload, rate, seconds).latency_ms)
-            code = max(code, self._locust(rate, seconds))
-            ours.append(json.loads(self._report.with_suffix(".json").read_text())["latency_ms"])
+            code = max(code, self._locust("agree", rate, seconds))
+            ours.append(self._found("agree")["latency_ms"])
         for share in ("50", "99"):
             told = []
             for name, rounds in (("Locust", ours), ("headrace bench", theirs)):
@@ -131,36 +139,37 @@ class Rig:
             self._console.print(f"p{share}: {', '.join(told)}")
         return code
 
-    @property
-    def _report(self) -> Path:
-        return Path(self._arguments.report) / str(self._arguments.scenario)
+    def _found(self, name: str) -> dict[str, Any]:
+        """The report of a scenario that has run."""
+        report: dict[str, Any] = json.loads((self._arguments.report / f"{name}.json").read_text())
+        return report
 
-    def _locust(self, rate: float, seconds: float) -> int:
-        """Locust against a bridge of its own."""
+    def _locust(self, name: str, rate: float, seconds: float) -> int:
+        """A scenario by Locust against a bridge of its own; Locust's exit code."""
         source = f"load-{time.time_ns()}"
         self._servers.create({source: self._workload.partitions})
         bridge = Bridge(sections={"observe": {"address": f"127.0.0.1:{self._port}"}})
         began = time.time()
         with self._servers.running(bridge, self._workload, source) as (_, target):
-            code = _processes(self._command(rate, seconds, source, target), self._arguments.workers)
+            command = [*self._command(name, rate, seconds), "--source", source, "--result", target]
+            code = _processes([*command, "--dead-letter", f"{target}-dead"], self._arguments.workers)
             if self._prometheus:
                 variables = {"namespace": "loadtest", "pipeline": target}
                 self._arguments.dashboard.write_text(draw(self._prometheus, began, time.time(), variables))
         return code
 
-    def _command(self, rate: float, seconds: float, source: str, target: str) -> list[str]:
-        arguments = self._arguments
+    def _command(self, name: str, rate: float, seconds: float) -> list[str]:
+        arguments, plan = self._arguments, SCENARIOS[name].plan
         web = ["--web-host", "127.0.0.1"] if arguments.web else ["--headless", "--only-summary"]
-        plan = ["--plan", self._scenario.plan, "--plan-rate", str(rate), "--plan-seconds", str(seconds)]
-        highest = rate * (10 if self._scenario.plan == "spike" else 1)
+        planned = ["--plan", plan, "--plan-rate", str(rate), "--plan-seconds", str(seconds)]
+        highest = rate * (10 if plan == "spike" else 1)
         # To be asked for its metrics costs a bridge milliseconds, which headrace bench does not ask it for.
-        observed = ["--observe", f"http://127.0.0.1:{self._port}/metrics"] if arguments.scenario != "agree" else []
+        observed = ["--observe", f"http://127.0.0.1:{self._port}/metrics"] if name != "agree" else []
         return [
-            *_LOCUST, *web, *([] if arguments.web else plan), *observed, "--loglevel", "WARNING",
+            *_LOCUST, *web, *([] if arguments.web else planned), *observed, "--loglevel", "WARNING",
             "--bootstrap", self._servers.kafka.bootstrap_servers,
-            "--source", source, "--result", target, "--dead-letter", f"{target}-dead",
             "--events", str(self._home / "events.jsonl"), "--linger-ms", "1" if highest < BUSY else "5",
-            "--report", str(self._report),
+            "--report", str(arguments.report / name),
         ]  # fmt: skip
 
 

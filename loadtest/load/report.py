@@ -5,7 +5,7 @@ import math
 import time
 import urllib.request
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 from rich.table import Table
 
-from loadtest.load.stream import Found
+from loadtest.load.plan import Plan
+from loadtest.load.steps import Step, capacity, judge, told
+from loadtest.load.stream import Found, percentile_ms
 from loadtest.page import html, svg, table
 
 PASSED, FAILED, UNUSABLE, VOID = 0, 1, 2, 3
@@ -42,14 +44,15 @@ class Gates:
     max_dead_letters: int = 0
     max_delay_ms: float = 1.0
 
-    def judge(self, found: Found, streams: int) -> tuple[int, list[str]]:
+    def judge(self, found: Found, streams: int, steps: Sequence[Step] = ()) -> tuple[int, list[str]]:
         """The exit code, and a sentence for each thing that is wrong.
 
         Args:
             found: of all streams together.
             streams: how many there were to be.
+            steps: of a run that goes on until the system is full, and the generator perhaps too.
         """
-        void = self._void(found, streams)
+        void = self._void(found, streams, steps)
         if void:
             return VOID, [f"void: {void}"]
         wrong = []
@@ -64,9 +67,11 @@ class Gates:
         ):
             if found.outcomes[kind] > most:
                 wrong.append(f"{found.outcomes[kind]:,} {words}")
+        if steps and not capacity(steps):
+            wrong.append(f"{told(steps)}; begin lower (--plan-rate)")
         return (FAILED if wrong else PASSED), wrong
 
-    def _void(self, found: Found, streams: int) -> str:
+    def _void(self, found: Found, streams: int, steps: Sequence[Step]) -> str:
         """Why the run says nothing; empty when it does."""
         delay = found.delays.get_value_at_percentile(99) / 1000
         busy = found.busy.get_value_at_percentile(99) / 1000
@@ -79,6 +84,8 @@ class Gates:
             return "the receiver has not told what became of the events"
         if refused:
             return f"{refused:,} events were not sent: Kafka did not take them"
+        if steps:
+            return told(steps) if steps[0].verdict == "void" else ""
         if delay > self.max_delay_ms:
             return f"p99 of the generator's own delay is {delay:.2f} ms; give it a core of its own, or workers"
         if busy > 20 * self.max_delay_ms:
@@ -127,9 +134,19 @@ class Observer:
             gevent.sleep(1)
 
 
-def write(found: Found, streams: int, gates: Gates, observer: Observer | None, name: str) -> int:
-    """Print it, write NAME.json, .html and .svg when there is a name; the exit code."""
-    code, wrong = gates.judge(found, streams)
+def write(found: Found, streams: int, gates: Gates, observer: Observer | None, name: str, plan: Plan = ()) -> int:
+    """Print it, write NAME.json, .html and .svg when there is a name; the exit code.
+
+    Args:
+        found: of all streams together.
+        streams: how many there were to be.
+        gates: what it must keep to.
+        observer: of the bridges.
+        name: of the files, without their ending.
+        plan: whose phases are steps, each to be judged by itself.
+    """
+    steps = judge(found, plan) if plan else []
+    code, wrong = gates.judge(found, streams, steps)
     verdict = {PASSED: "passed", FAILED: "failed", VOID: "void"}[code]
     document = {
         "verdict": verdict,
@@ -140,6 +157,9 @@ def write(found: Found, streams: int, gates: Gates, observer: Observer | None, n
         "latency_ms": percentiles(found.latency),
         "generator_delay_ms": percentiles(found.delays),
         "reader_busy_ms": percentiles(found.busy),
+        "steps": [{**asdict(step), "p50": _number(step.p50), "p99": _number(step.p99)} for step in steps],
+        "capacity": capacity(steps) if steps else None,
+        "told": told(steps) if steps else "",
         "versions": _since_start(found),
         "seconds": _seconds(found, observer),
     }
@@ -148,6 +168,9 @@ def write(found: Found, streams: int, gates: Gates, observer: Observer | None, n
         shown.add_row(title, text)
     console = Console(stderr=True, width=None if Console(stderr=True).is_terminal else 120)
     console.print(shown)
+    if steps:
+        console.print(document["told"])
+        console.print(_table(document))
     for sentence in wrong:
         console.print(sentence, style="bold red")
     if name:
@@ -175,6 +198,7 @@ def page(document: dict[str, Any]) -> str:
         [
             wrong,
             table(["", ""], [list(pair) for pair in _summary(document)]),
+            *([f"<p>{document['told']}</p>", table(_STEP, _cells(document))] if document["steps"] else []),
             svg(picture(document)),
             "<h2>Latency, from when an event was due until its outcome was read</h2>",
             table(["", "latency, ms", "of it the generator's own delay, ms"], rows),
@@ -227,6 +251,29 @@ def picture(document: dict[str, Any]) -> Any:
     return figure
 
 
+_STEP = ("events/s", "outcomes/s", "p50, ms", "p99, ms", "sent late", "")
+
+
+def _cells(document: dict[str, Any]) -> list[list[str]]:
+    """The steps, a row for each."""
+    rows = []
+    for step in document["steps"]:
+        times = ("-" if step[share] is None else f"{step[share]:,.0f}" for share in ("p50", "p99"))
+        rows.append(
+            [f"{step['rate']:,.0f}", f"{step['outcomes']:,.0f}", *times, f"{step['late']:.2%}", step["verdict"]]
+        )
+    return rows
+
+
+def _table(document: dict[str, Any]) -> Table:
+    shown = Table()
+    for title in _STEP:
+        shown.add_column(title, justify="right")
+    for row in _cells(document):
+        shown.add_row(*row)
+    return shown
+
+
 def _summary(document: dict[str, Any]) -> list[tuple[str, str]]:
     latency, delay = document["latency_ms"], document["generator_delay_ms"]
     return [
@@ -262,7 +309,7 @@ def _seconds(found: Found, observer: Observer | None) -> list[dict[str, float | 
             "sent": found.sending[second],
             "received": int(found.arriving[second].sum()) if second in found.arriving else 0,
             **{
-                name: _number(found.percentile_of_second(second, share))
+                name: _number(percentile_ms(found.arriving[second], share)) if second in found.arriving else None
                 for name, share in (("p50", 0.5), ("p99", 0.99), ("max", 1.0))
             },
             "lag": _number(seen.get(second, (math.nan, math.nan))[0]),

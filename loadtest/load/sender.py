@@ -51,8 +51,10 @@ def main() -> None:
     clock, orders = time.time, Orders()
     spacing = Spacing(settings.poisson, settings.seed, clock())
     numbers = count()
-    sent: dict[int, int] = {}
+    sending: dict[int, int] = {}
+    late: dict[int, int] = {}
     prefix, total, ended = f"{settings.run}-", 0, False
+    limit = settings.late_ms * 1000
     told = looked = clock()
     refused: list[str] = []  # never sent, or not acknowledged; the receiver will miss them, as it should
     while not ended:
@@ -71,8 +73,11 @@ def main() -> None:
                 )
             except BufferError:
                 refused.append("the producer's queue is full")
-            delays.record_value(max(1, int((clock() - at) * 1e6)))
-            sent[int(at)] = sent.get(int(at), 0) + 1
+            second, delay = int(at), int((clock() - at) * 1e6)
+            delays.record_value(max(1, delay))
+            sending[second] = sending.get(second, 0) + 1
+            if delay > limit:
+                late[second] = late.get(second, 0) + 1
             total += 1
         if now - looked >= _LOOK:
             looked = now
@@ -84,12 +89,12 @@ def main() -> None:
                     ended = True
         if now - told >= 1:
             told = now
-            _say({"sent": total, "second": sent})
-            sent = {}
+            _say({"sent": total, "sending": sending, "late": late})
+            sending, late = {}, {}
         time.sleep(max(_REST, min(_LOOK, spacing.wait(clock()))))
     unsent = len(refused) + producer.flush(60)
     final = {"refused": unsent, "why": refused[:1], "delays": delays.encode().decode()}
-    _say({"sent": total, "second": sent, **final})
+    _say({"sent": total, "sending": sending, "late": late, **final})
 
 
 def _say(found: dict[str, Any]) -> None:

@@ -32,6 +32,7 @@ class Settings:
         poisson: whether gaps are those of independent events.
         seed: of the gaps.
         linger_ms: of the producer.
+        late_ms: after so many milliseconds an event is sent too late.
         warm_up: seconds from the first event on whose latencies are not counted: connections, first fetches.
         patience: seconds to wait for the last results.
         security: more options of both Kafka clients, in librdkafka's names.
@@ -47,6 +48,7 @@ class Settings:
     poisson: bool = False
     seed: int = 1
     linger_ms: int = 5
+    late_ms: float = 1.0
     warm_up: float = 2.0
     patience: float = 30.0
     security: dict[str, str] = field(default_factory=dict)

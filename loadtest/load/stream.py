@@ -44,7 +44,8 @@ class Found:
         latency: from when an event was due until its outcome was read; microseconds.
         delays: from when an event was due until it was sent: the generator's own part of it.
         busy: how long the reader did not look for more: at most so much later it saw what came meanwhile.
-        sending: second since 1970 -> events sent.
+        sending: second since 1970 -> events that were due.
+        late: second since 1970 -> of these, events that were sent later than they may be.
         arriving: second since 1970 -> latencies of the outcomes that came, counted in buckets.
         versions: model version -> when it first answered, seconds since 1970.
     """
@@ -56,6 +57,7 @@ class Found:
     delays: HdrHistogram = field(default_factory=_histogram)
     busy: HdrHistogram = field(default_factory=_histogram)
     sending: Counter[int] = field(default_factory=Counter)
+    late: Counter[int] = field(default_factory=Counter)
     arriving: dict[int, Any] = field(default_factory=lambda: defaultdict(lambda: np.zeros(len(BOUNDS) + 1, np.int64)))
     versions: dict[str, float] = field(default_factory=dict)
 
@@ -67,6 +69,7 @@ class Found:
         for name in ("latency", "delays", "busy"):
             getattr(self, name).add(getattr(other, name))
         self.sending.update(other.sending)
+        self.late.update(other.late)
         for second, counts in other.arriving.items():
             self.arriving[second] = self.arriving[second] + counts
         for version, at in other.versions.items():
@@ -80,6 +83,7 @@ class Found:
             "streams": self.streams,
             **{name: getattr(self, name).encode().decode() for name in ("latency", "delays", "busy")},
             "sending": list(self.sending.items()),
+            "late": list(self.late.items()),
             "arriving": [(second, counts.tolist()) for second, counts in self.arriving.items()],
             "versions": self.versions,
         }
@@ -90,18 +94,18 @@ class Found:
         found = cls(data["sent"], Counter(data["outcomes"]), data["streams"], versions=data["versions"])
         for name in ("latency", "delays", "busy"):
             getattr(found, name).decode_and_add(data[name])
-        found.sending = Counter(dict(data["sending"]))
+        found.sending, found.late = Counter(dict(data["sending"])), Counter(dict(data["late"]))
         for second, counts in data["arriving"]:
             found.arriving[second] = np.array(counts, np.int64)
         return found
 
-    def percentile_of_second(self, second: int, share: float) -> float:
-        """Of the latencies of what came in a second: milliseconds, to some 7 %; nan when nothing came."""
-        counts = self.arriving.get(second)
-        if counts is None or not counts.sum():
-            return float("nan")
-        index = int(np.searchsorted(np.cumsum(counts), share * counts.sum()))
-        return float(BOUNDS[min(index, len(BOUNDS) - 1)]) / 1000
+
+def percentile_ms(counts: Any, share: float) -> float:
+    """Of latencies counted in buckets: milliseconds, to some 7 %; nan when there are none."""
+    if not counts.sum():
+        return float("nan")
+    index = int(np.searchsorted(np.cumsum(counts), share * counts.sum()))
+    return float(BOUNDS[min(index, len(BOUNDS) - 1)]) / 1000
 
 
 def partitions(bootstrap: str, security: dict[str, str], source: str, *others: str) -> int:
@@ -187,7 +191,8 @@ class Stream:
         for line in self._sender.stdout:
             said = json.loads(line)
             self.found.sent = said["sent"]
-            self.found.sending.update({int(second): count for second, count in said["second"].items()})
+            for name in ("sending", "late"):
+                getattr(self.found, name).update({int(second): count for second, count in said[name].items()})
             if "delays" in said:
                 self.found.delays.decode_and_add(said["delays"])
                 self.found.outcomes["refused"] += said["refused"]

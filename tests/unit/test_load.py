@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hdrh.histogram import HdrHistogram
 from hypothesis import given
@@ -14,8 +15,9 @@ from hypothesis import strategies as st
 from loadtest.load import plan
 from loadtest.load.reading import Reading
 from loadtest.load.report import FAILED, PASSED, VOID, Gates, page, percentiles
-from loadtest.load.settings import INTENDED, Settings
-from loadtest.load.stream import Found
+from loadtest.load.settings import BOUNDS, INTENDED, Settings
+from loadtest.load.steps import capacity, judge, told
+from loadtest.load.stream import Found, percentile_ms
 
 
 def test_a_plan_says_the_rate_of_every_moment() -> None:
@@ -112,10 +114,54 @@ def test_a_run_passes_fails_or_says_nothing(run: Found, code: int, word: str | N
     assert word is None or word in sentences[0]
 
 
+def rising(outcomes: list[int], late: int = 0) -> Found:
+    """Steps of 4 s at 100, 200, 300 events/s: outcomes of each second of a step; events late in the second step."""
+    made = found(delay_ms=50 if late else 0.1, busy_ms=50)  # over all of it; a step that counts may be better
+    made.sending.clear()
+    made.arriving.clear()
+    for second in range(12):
+        step = second // 4
+        made.sending[1_000 + second] = 100 * (step + 1)
+        made.arriving[1_000 + second][80] = outcomes[step]
+        made.late[1_000 + second] = late if step == 1 else 0
+    return made
+
+
+@pytest.mark.parametrize(
+    ("run", "verdicts", "most", "sentence"),
+    [
+        (rising([100, 200, 300]), ["kept up"] * 3, 300, "may do more: no step was too much"),
+        (rising([100, 195, 150]), ["kept up", "kept up", "fell behind"], 200, "at 300 it falls behind"),
+        (rising([100, 120, 300]), ["kept up", "fell behind", "after"], 100, "at 200 it falls behind"),
+        (rising([100, 200, 300], late=2), ["kept up"] * 3, 300, "may do more"),
+        (rising([100, 200, 300], late=3), ["kept up", "void", "after"], 100, "at 200 the generator itself is late"),
+    ],
+)
+def test_steps_say_how_much_the_system_takes(run: Found, verdicts: list[str], most: float, sentence: str) -> None:
+    steps = judge(run, plan.steps(300, 3, 4))
+    assert [step.verdict for step in steps] == verdicts
+    assert [step.rate for step in steps] == [100, 200, 300]
+    assert capacity(steps) == most
+    assert sentence in told(steps)
+    assert Gates().judge(run, 1, steps) == (PASSED, [])
+
+
+def test_steps_of_which_the_first_is_too_much_have_found_nothing() -> None:
+    run = rising([50, 60, 70])
+    code, sentences = Gates().judge(run, 1, judge(run, plan.steps(300, 3, 4)))
+    assert code == FAILED
+    assert "at 100 it falls behind; begin lower" in sentences[0]
+    run = rising([100, 200, 300], late=3)
+    code, sentences = Gates().judge(run, 1, judge(run, plan.steps(300, 3, 4))[1:])
+    assert code == VOID
+    assert "the generator itself is late" in sentences[0]
+
+
 def test_workers_findings_add_up_over_the_wire() -> None:
     whole = Found()
     for latency in (10, 30):
         one = found(latency_ms=latency)
+        one.late[1_000] = 7
         one.versions["2"] = 1_000.0 + latency
         whole.add(Found.decode(json.loads(json.dumps(one.encode()))))
     assert whole.streams == 2
@@ -125,21 +171,18 @@ def test_workers_findings_add_up_over_the_wire() -> None:
     assert percentiles(whole.latency)["100"] == pytest.approx(30, rel=0.01)
     assert percentiles(whole.latency)["50"] == pytest.approx(10, rel=0.01)
     assert whole.sending[1_000] == 200
+    assert whole.late[1_000] == 14
     assert whole.arriving[1_000].sum() == 200
     assert whole.versions == {"2": 1_010.0}
 
 
-def test_a_seconds_percentile_is_within_its_bucket() -> None:
-    made = Found()
-    import numpy as np
-
-    from loadtest.load.settings import BOUNDS
-
+def test_a_percentile_of_counted_latencies_is_within_its_bucket() -> None:
+    counts = np.zeros(len(BOUNDS) + 1)
+    assert np.isnan(percentile_ms(counts, 0.5))
     for milliseconds in (5, 50, 500):
-        made.arriving[7][int(np.searchsorted(BOUNDS, milliseconds * 1000))] += 1
+        counts[int(np.searchsorted(BOUNDS, milliseconds * 1000))] += 1
     for share, expected in ((0.1, 5), (0.5, 50), (1.0, 500)):
-        assert made.percentile_of_second(7, share) == pytest.approx(expected, rel=0.08)
-    assert np.isnan(made.percentile_of_second(8, 0.5))
+        assert percentile_ms(counts, share) == pytest.approx(expected, rel=0.08)
 
 
 def test_the_page_shows_what_was_found() -> None:
@@ -158,6 +201,11 @@ def test_the_page_shows_what_was_found() -> None:
         "latency_ms": percentiles(latency),
         "generator_delay_ms": percentiles(latency),
         "versions": {"1": 0.5},
+        "told": "keeps up with 100 events/s; at 200 it falls behind",
+        "steps": [
+            {"rate": 100.0, "outcomes": 99.5, "p50": 4.0, "p99": 9.0, "late": 0.001, "verdict": "kept up"},
+            {"rate": 200.0, "outcomes": 0.0, "p50": None, "p99": None, "late": 0.0, "verdict": "fell behind"},
+        ],
         "seconds": [
             {"second": 0, "sent": 1, "received": 1, "p50": 12.0, "p99": 12.0, "max": 12.0, "lag": None, "batch": None}
         ],
@@ -167,6 +215,7 @@ def test_the_page_shows_what_was_found() -> None:
     assert "p99 is above" in text
     assert "12.3" in text
     assert "version 1" in text
+    assert "<td>200</td><td>0</td><td>-</td><td>-</td><td>0.00%</td><td>fell behind</td>" in text
 
 
 class Message:
@@ -232,9 +281,12 @@ def test_a_plan_is_told_to_the_streams_as_it_is() -> None:
 from loadtest.load.plan import Phase
 from loadtest.load.shape import PlanShape
 told = []
-shape = PlanShape([Phase(10, 333.3), Phase(5, 0), Phase(5, 50)], lambda: 3, told.append)
+ready = 2
+shape = PlanShape([Phase(10, 333.3), Phase(5, 0), Phase(5, 50)], lambda: 3, lambda: ready, told.append)
 at = 0.0
 shape.get_run_time = lambda: at
+assert shape.tick() == (3, 100.0) and not told  # a stream is not there yet
+ready = 3
 ticks = []
 for at in (0, 1, 10, 15, 20):
     ticks.append(shape.tick())

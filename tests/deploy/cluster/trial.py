@@ -8,38 +8,44 @@ import argparse
 import asyncio
 import json
 import shutil
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 from rich.table import Table
 
 from bridge.config.model import Kafka
-from deploy.docker.build import VERSION
 from headrace.rig.kafka import KafkaCluster
 from headrace.rig.topics import create_topics
 from tests.deploy.cluster import node
 from tests.deploy.cluster.__main__ import up
 from tests.deploy.cluster.daemon import Failed, until
 from tests.deploy.cluster.node import kubectl
+from tests.deploy.cluster.release import (
+    BRIDGE,
+    NAMESPACE,
+    RELEASE,
+    SERVING,
+    Release,
+    copy_version,
+    dry_run,
+    first_pod,
+    installed,
+    leftovers,
+    ready,
+    restarts,
+    rolled,
+    stranger,
+    volume,
+)
 from tests.deploy.cluster.traffic import PARTITIONS, Found, Traffic
 
 HERE = Path(__file__).parent
-SOURCE = HERE.parents[2]
-CHART = SOURCE / "deploy" / "helm" / "headrace"
-EXAMPLE = SOURCE / "deploy" / "helm" / "examples" / "fraud.yaml"
-MODELS = SOURCE / "model_repository"
-NAMESPACE, RELEASE = "scoring", "fraud"
-BRIDGE, SERVING = f"deployment/{RELEASE}-headrace-bridge", f"deployment/{RELEASE}-headrace-serving"
 OUTCOMES = {"fraud-scores": PARTITIONS, "fraud-dead-letters": 1}
-_OURS = f"app.kubernetes.io/instance={RELEASE}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,124 +65,10 @@ class Row:
     note: str
 
 
-class Release:
-    """The release under test."""
-
-    def __init__(self, values: dict[str, Any]) -> None:
-        self._values = node.STATE / "trial.yaml"
-        self._values.write_text(yaml.safe_dump(values))
-
-    def helm(self, *arguments: str, timeout: float = 600) -> str:
-        """What helm prints.
-
-        Raises:
-            Failed: with what it says.
-        """
-        command = [str(node.BIN / "helm"), f"--kubeconfig={node.KUBECONFIG}", "-n", NAMESPACE, *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout)
-        if done.returncode:
-            raise Failed(f"helm {' '.join(arguments)}: {done.stderr.strip()}\n{pods()}")
-        refused = [line for line in done.stderr.splitlines() if "would violate PodSecurity" in line]
-        if refused:
-            raise Failed(f"helm {arguments[0]}: {refused[0]}")
-        return done.stdout
-
-    def apply(self, *settings: str, install: bool = False) -> None:
-        """Install it; or upgrade it, and wait until it runs."""
-        sets = [word for setting in settings for word in ("--set", setting)]
-        given = [RELEASE, str(CHART), "-f", str(EXAMPLE), "-f", str(self._values), *sets]
-        if install:
-            self.helm("install", *given)  # waits for nothing: its bridge is ready once there is a model
-        else:
-            self.helm("upgrade", *given, "--wait", "--timeout=8m")
-
-
-def pods() -> str:
-    """The release's pods, for a person."""
-    return kubectl("-n", NAMESPACE, "get", "pods", "-o", "wide", check=False)
-
-
-def ready(component: str) -> int:
-    """So many ready pods of a component."""
-    listed = kubectl(
-        "-n", NAMESPACE, "get", "pods", "-l", f"{_OURS},app.kubernetes.io/component={component}", "-o", "json"
-    )
-    return sum(
-        not item["metadata"].get("deletionTimestamp")
-        and any(c["type"] == "Ready" and c["status"] == "True" for c in item["status"].get("conditions", ()))
-        for item in json.loads(listed)["items"]
-    )
-
-
-def first_pod(component: str) -> str:
-    """Name of a pod of a component that is not about to end."""
-    listed = kubectl(
-        "-n", NAMESPACE, "get", "pods", "-l", f"{_OURS},app.kubernetes.io/component={component}", "-o", "json"
-    )
-    return next(
-        i["metadata"]["name"] for i in json.loads(listed)["items"] if not i["metadata"].get("deletionTimestamp")
-    )
-
-
-def restarts() -> int:
-    """How often containers of the release have been restarted."""
-    items = json.loads(kubectl("-n", NAMESPACE, "get", "pods", "-o", "json"))["items"]
-    return sum(status["restartCount"] for item in items for status in item["status"].get("containerStatuses", ()))
-
-
-def volume() -> Path:
-    """A folder of this machine as the volume that holds the model repository."""
-    folder = node.STATE / "volume"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    folder.chmod(0o777)
-    kubectl("delete", "persistentvolume", "models", "--ignore-not-found")  # of a trial before: it is bound to its claim
-    kubectl(
-        "apply", "-f", "-",
-        stdin=yaml.safe_dump(
-            {
-                "apiVersion": "v1",
-                "kind": "PersistentVolume",
-                "metadata": {"name": "models"},
-                "spec": {
-                    "capacity": {"storage": "10Gi"},
-                    "accessModes": ["ReadWriteMany"],
-                    "storageClassName": "host",
-                    "persistentVolumeReclaimPolicy": "Retain",
-                    "hostPath": {"path": str(folder)},
-                },
-            }
-        ),
-    )  # fmt: skip
-    return folder
-
-
-def copy_version(version: str) -> None:
-    """Drop a version into the volume, file after file."""
-    target = node.STATE / "volume" / "fraud"
-    for path in sorted((MODELS / "fraud" / version).rglob("*")):
-        place = target / version / path.relative_to(MODELS / "fraud" / version)
-        if path.is_file():
-            place.parent.mkdir(parents=True, exist_ok=True)
-            place.write_bytes(path.read_bytes())
-
-
-VALUES = {
-    "pipeline": {"delivery": "exactly_once"},
-    "bridge": {
-        "image": {"repository": "localhost/headrace/bridge", "pullPolicy": "Never"},
-        "resources": {"requests": {"cpu": "100m"}},
-    },
-    "serving": {
-        "image": {"repository": "localhost/headrace/serving", "pullPolicy": "Never"},
-        "watcher": {"image": {"repository": "localhost/headrace/serving", "pullPolicy": "Never"}},
-        "resources": {"requests": {"cpu": "100m"}},
-    },
-    "repository": {"pvc": {"accessModes": ["ReadWriteMany"], "storageClass": "host", "size": "1Gi", "keep": False}},
-}
-
 _SETTINGS = ("serving.replicas=2",)
 """What is set from the upgrade to two servers on."""
+_BUSY = 2
+"""Times the rate that keeps three bridges at a tenth of a core each."""
 
 
 class Trial:
@@ -202,11 +94,6 @@ class Trial:
             note = f"{note}; {crashed} restarts" if note else f"{crashed} restarts"
         self.rows.append(Row(what, seconds, self.traffic.found(first, last), note))
         self._console.print(f"   {asdict(self.rows[-1].found)} {self.rows[-1].note}")
-
-
-def rolled(target: str) -> None:
-    """Wait until a rollout is done."""
-    kubectl("-n", NAMESPACE, "rollout", "status", target, "--timeout=480s", timeout=500)
 
 
 def steps(trial: Trial, events: int, rate: float) -> None:
@@ -264,12 +151,14 @@ def steps(trial: Trial, events: int, rate: float) -> None:
         shutil.rmtree(broken.parent)
         return "all servers stay ready"
 
-    def follow_lag() -> str:
+    def keda(lag: int, cpu: float, load: Callable[[], str], calm: Callable[[], None]) -> str:
+        """By triggers at so much lag for each bridge and at such a share of a core."""
         # By its address: KEDA runs on the host here, which does not know the cluster's names.
         release.apply(
             f"pipeline.kafka.bootstrap_servers={node.HOST}:9092",
             "bridge.autoscaling.enabled=true",
-            "bridge.autoscaling.lagThreshold=5000",
+            f"bridge.autoscaling.lagThreshold={lag}",
+            f"bridge.autoscaling.cpu={cpu}",
             "bridge.autoscaling.maxReplicas=3",
             *_SETTINGS,
         )
@@ -279,13 +168,30 @@ def steps(trial: Trial, events: int, rate: float) -> None:
         name = f"{RELEASE}-headrace-bridge"
         kubectl("-n", NAMESPACE, "patch", "scaledobject", name, "--type=merge", "-p", quick)
         began = time.monotonic()
-        traffic.burst(600_000)
+        loaded = load()
         until(lambda: ready("bridge") == 3, "3 bridges", 240)
         up = time.monotonic() - began
+        calm()
         until(lambda: ready("bridge") == 1, "1 bridge again", 600)
-        note = f"3 bridges after {up:.0f} s of a backlog of 600,000, 1 again after {time.monotonic() - began:.0f} s"
         release.apply(*_SETTINGS)
-        return note
+        return f"3 bridges after {up:.0f} s of {loaded}, 1 again after {time.monotonic() - began:.0f} s"
+
+    def follow_lag() -> str:
+        def load() -> str:
+            traffic.burst(600_000)
+            return "a backlog of 600,000"
+
+        return keda(5_000, 0.7, load, lambda: None)
+
+    def follow_cpu() -> str:
+        def load() -> str:
+            traffic.rate(_BUSY * rate)
+            return f"{_BUSY * rate:,.0f} events/s"
+
+        try:
+            return keda(1_000_000_000, 0.1, load, lambda: traffic.rate(rate / 50))
+        finally:
+            traffic.rate(rate)
 
     def static() -> str:
         release.apply("bridge.staticMembership=true", "bridge.replicas=2", *_SETTINGS)
@@ -323,99 +229,9 @@ def steps(trial: Trial, events: int, rate: float) -> None:
     trial.step("a version that is no model is dropped in", refuse)
     trial.step("bridges 1 -> 3 -> 1 by hand", scale)
     trial.step("bridges 1 -> 3 -> 1 by KEDA", follow_lag, 300)
+    trial.step("the same by the CPU alone", follow_cpu, 300)
     trial.step("bridges as static members", static, 300)
     trial.step("a node is drained", drain, 300)
-
-
-def stranger() -> str:
-    """What a pod that nobody has named hears from the model server: it must not reach it.
-
-    Raises:
-        Failed: it does.
-    """
-    address = json.loads(kubectl("-n", NAMESPACE, "get", "pod", first_pod("serving"), "-o", "json"))["status"]["podIP"]
-    script = f"""
-import socket, sys
-try:
-    socket.create_connection(({address!r}, 8001), 5)
-except OSError as error:
-    sys.exit(f"{{error}}")
-"""
-    security = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}, "readOnlyRootFilesystem": True}
-    pod = {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {"name": "stranger", "namespace": NAMESPACE},
-        "spec": {
-            "restartPolicy": "Never",
-            "automountServiceAccountToken": False,
-            "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
-            "containers": [
-                {
-                    "name": "stranger",
-                    "image": f"localhost/headrace/bridge:{VERSION}",
-                    "imagePullPolicy": "Never",
-                    "command": ["/opt/headrace/bin/python3", "-c", script],
-                    "securityContext": security,
-                }
-            ],
-        },
-    }
-    kubectl("apply", "-f", "-", stdin=yaml.safe_dump(pod))
-    try:
-        phase = ("-n", NAMESPACE, "get", "pod", "stranger", "-o", "jsonpath={.status.phase}")
-        until(lambda: kubectl(*phase) in ("Failed", "Succeeded"), "the stranger", 60)
-        if kubectl(*phase) == "Succeeded":
-            raise Failed("a pod that nobody has named reaches the model server, in spite of the NetworkPolicies")
-        return kubectl("-n", NAMESPACE, "logs", "stranger").strip()
-    finally:
-        kubectl("-n", NAMESPACE, "delete", "pod", "stranger", "--now")
-
-
-def dry_run(release: Release) -> None:
-    """Every example as the API server itself sees it: unknown fields, wrong types, Pod Security.
-
-    Raises:
-        Failed: it refuses one, or warns.
-    """
-    for example in sorted((CHART.parent / "examples").glob("*.yaml")):
-        text = release.helm("template", "example", str(CHART), "-f", str(example), "--kube-version", "1.34.4")
-        command = [str(node.BIN / "kubectl"), f"--kubeconfig={node.KUBECONFIG}", "-n", NAMESPACE, "apply"]
-        options = ["--dry-run=server", "--validate=strict", "-f", "-"]
-        done = subprocess.run([*command, *options], input=text, capture_output=True, text=True, check=False)
-        if done.returncode or "Warning" in done.stderr:
-            raise Failed(f"{example.name}: {done.stderr.strip()}")
-        print(f"{example.name}: {len(done.stdout.splitlines())} objects that the API server takes", flush=True)
-
-
-@contextmanager
-def installed(release: Release) -> Iterator[None]:
-    """The release, as a newcomer makes it (docs/kubernetes.md); removed in the end with all that came with it."""
-    release.apply(install=True)
-    rolled(SERVING)
-    first = subprocess.run(
-        ["tar", "-c", "-C", str(MODELS), "fraud/config.pbtxt", "fraud/1"], capture_output=True, check=True
-    )
-    unpack = ("tar", "-x", "--no-same-owner", "-C", "/repository")
-    into = [str(node.BIN / "kubectl"), f"--kubeconfig={node.KUBECONFIG}", "-n", NAMESPACE, "exec", "-i", SERVING]
-    subprocess.run([*into, "-c", "watcher", "--", *unpack], input=first.stdout, check=True, timeout=60)
-    rolled(BRIDGE)
-    release.helm("test", RELEASE)
-    tried = ("exec", BRIDGE, "--", "headrace", "try", "/etc/headrace/pipeline.yaml")
-    print(kubectl("-n", NAMESPACE, *tried), flush=True)
-    try:
-        yield
-    finally:
-        release.helm("uninstall", RELEASE, "--wait")
-
-
-def leftovers() -> list[str]:
-    """What an uninstalled release has left in its namespace and outside."""
-    kinds = kubectl("api-resources", "--verbs=list", "-o", "name").split()
-    wanted = [kind for kind in kinds if not kind.startswith("events")]
-    listed = kubectl("get", ",".join(wanted), "-A", "-l", _OURS, "-o", "name", "--ignore-not-found")
-    secrets = kubectl("-n", NAMESPACE, "get", "secrets", "-o", "name", "--ignore-not-found")
-    return [*listed.split(), *secrets.split()]
 
 
 def main() -> None:
@@ -438,7 +254,7 @@ def main() -> None:
 
 
 def _run(arguments: Any, console: Console) -> list[Row]:
-    Release(VALUES).helm("uninstall", RELEASE, "--ignore-not-found", "--wait")  # of a trial that was interrupted
+    Release().helm("uninstall", RELEASE, "--ignore-not-found", "--wait")  # of a trial that was interrupted
     kubectl("apply", "-f", str(HERE / "namespace.yaml"))
     volume()
     listeners = {
@@ -453,7 +269,7 @@ def _run(arguments: Any, console: Console) -> list[Row]:
         asyncio.run(create_topics(Kafka(bootstrap_servers=kafka.bootstrap_servers), topics))
         traffic = Traffic(kafka.bootstrap_servers, "pages", OUTCOMES)
         traffic.burst(1)  # for helm test to take
-        trial = Trial(Release(VALUES), traffic, console)
+        trial = Trial(Release(), traffic, console)
         traffic.start()
         dry_run(trial.release)
         began = time.monotonic()
