@@ -8,6 +8,7 @@ not. More users, more events; Locust's web page and its workers do the rest. Wit
 """
 
 import math
+import sys
 import time
 import uuid
 from pathlib import Path
@@ -79,10 +80,12 @@ def planned(options: Any) -> plans.Plan:
     rate, seconds = options.plan_rate, options.plan_seconds
     match options.plan:
         case "steps":
-            return plans.steps(rate, 8, seconds)
+            return plans.steps(rate, plans.STEPS, seconds)
         case "spike":
             return plans.spike(rate, seconds)
         case "replay":
+            if not options.plan_file:
+                raise plans.PlanError("--plan-file: required by --plan replay, a CSV file of a recorded day")
             return plans.replay(Path(options.plan_file), options.plan_speed)
         case _:
             return plans.uniform(rate, seconds)
@@ -198,7 +201,8 @@ def set_up(environment: Environment, **_: Any) -> None:
     try:
         environment.shape_class = PlanShape(planned(options), processes, ready, tell)
     except plans.PlanError as error:
-        raise SystemExit(str(error)) from None
+        print(error, file=sys.stderr)
+        raise SystemExit(UNUSABLE) from None
     environment.shape_class.runner = runner
 
 
@@ -220,13 +224,16 @@ def begin(environment: Environment, **_: Any) -> None:
         if isinstance(runner, WorkerRunner):
             runner.send_message(_READY, None)
     except LoadError as error:
-        print(error)
+        print(error, file=sys.stderr)
         environment.process_exit_code = UNUSABLE
-        runner.quit()
+        gevent.spawn(runner.quit)  # once it has started: to end it in the middle of that ends nothing
 
 
 def _stream(environment: Environment) -> Stream:
     options = environment.parsed_options
+    for option in options.kafka_option:
+        if "=" not in option:
+            raise LoadError(f"--kafka-option {option}: is not NAME=VALUE, such as sasl.username=me")
     security = dict(option.split("=", 1) for option in options.kafka_option)
     check_events(options.events)
     settings = Settings(

@@ -14,13 +14,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.progress import Progress
 
 from headrace.rig.kafka import KafkaCluster
 from headrace.rig.process import free_port
@@ -29,6 +30,7 @@ from loadtest.bench.measure import Servers
 from loadtest.bench.subjects import Bridge
 from loadtest.bench.workload import BUSY, Workload, make_models
 from loadtest.dashboard import draw, prometheus
+from loadtest.load.plan import STEPS
 
 HERE = Path(__file__).parents[1]
 _HIGHEST_STEP = 0.4  # of the rate at which a backlog drains, in large batches and with nothing else on the machine
@@ -152,21 +154,39 @@ class Rig:
         began = time.time()
         with self._servers.running(bridge, self._workload, source) as (_, target):
             command = [*self._command(name, rate, seconds), "--source", source, "--result", target]
-            code = _processes([*command, "--dead-letter", f"{target}-dead"], self._arguments.workers)
+            command += ["--dead-letter", f"{target}-dead"]
+            with _processes(command, self._arguments.workers) as locust:
+                code = self._wait(locust, name, seconds * (STEPS if name == "steps" else 1))
             if self._prometheus:
                 variables = {"namespace": "loadtest", "pipeline": target}
                 self._arguments.dashboard.write_text(draw(self._prometheus, began, time.time(), variables))
         return code
 
+    def _wait(self, locust: subprocess.Popen[bytes], name: str, seconds: float) -> int:
+        """For Locust to end; its exit code."""
+        if self._arguments.web:
+            self._console.print("http://127.0.0.1:8089 is Locust's page; Ctrl-C ends it")
+        with Progress(console=self._console, transient=True, disable=self._arguments.web) as progress:
+            shown, began = progress.add_task(name, total=seconds), time.monotonic()
+            while True:
+                try:
+                    return locust.wait(1)
+                except subprocess.TimeoutExpired:
+                    progress.update(shown, completed=time.monotonic() - began)
+                except KeyboardInterrupt:
+                    continue  # Locust has heard it too, and says what it has found so far
+
     def _command(self, name: str, rate: float, seconds: float) -> list[str]:
         arguments, plan = self._arguments, SCENARIOS[name].plan
-        web = ["--web-host", "127.0.0.1"] if arguments.web else ["--headless", "--only-summary"]
+        # Without Locust's own table, which counts the warm-up too and knows latencies to 7 % only.
+        headless = ["--headless", "--only-summary", "--skip-log-setup"]
         planned = ["--plan", plan, "--plan-rate", str(rate), "--plan-seconds", str(seconds)]
         highest = rate * (10 if plan == "spike" else 1)
         # To be asked for its metrics costs a bridge milliseconds, which headrace bench does not ask it for.
         observed = ["--observe", f"http://127.0.0.1:{self._port}/metrics"] if name != "agree" else []
         return [
-            *_LOCUST, *web, *([] if arguments.web else planned), *observed, "--loglevel", "WARNING",
+            *_LOCUST, *(["--web-host", "127.0.0.1"] if arguments.web else [*headless, *planned]), *observed,
+            "--loglevel", "WARNING",
             "--bootstrap", self._servers.kafka.bootstrap_servers,
             "--events", str(self._home / "events.jsonl"), "--linger-ms", "1" if highest < BUSY else "5",
             "--report", str(arguments.report / name),
@@ -176,17 +196,17 @@ class Rig:
 _LOCUST = (sys.executable, "-m", "locust", "-f", str(HERE / "locustfile.py"), "KafkaEventUser")
 
 
-def _processes(command: Sequence[str], workers: int) -> int:
-    """Locust as one process, or as a master and so many workers; its exit code."""
-    if not workers:
-        return subprocess.run(command, check=False).returncode
-    master = subprocess.Popen([*command, "--master", "--expect-workers", str(workers)])
+@contextmanager
+def _processes(command: Sequence[str], workers: int) -> Iterator[subprocess.Popen[bytes]]:
+    """Locust as one process, or as a master and so many workers."""
+    distributed = ["--master", "--expect-workers", str(workers)] if workers else []
     others = [subprocess.Popen([*_LOCUST, "--worker", "--loglevel", "WARNING"]) for _ in range(workers)]
-    code = master.wait()
-    for process in others:
-        process.terminate()
-        process.wait()
-    return code
+    try:
+        yield subprocess.Popen([*command, *distributed])
+    finally:
+        for process in others:
+            process.terminate()
+            process.wait()
 
 
 if __name__ == "__main__":

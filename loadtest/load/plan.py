@@ -30,6 +30,8 @@ class Phase:
 
 
 Plan = Sequence[Phase]
+STEPS = 8
+"""So many a plan of steps has."""
 
 
 def uniform(rate: float, seconds: float) -> Plan:

@@ -197,7 +197,7 @@ class Stream:
                 self.found.delays.decode_and_add(said["delays"])
                 self.found.outcomes["refused"] += said["refused"]
                 for why in said["why"]:
-                    print(f"an event was not sent: {why}")
+                    print(f"an event was not sent: {why}", file=sys.stderr)
 
     def _hear_receiver(self) -> None:
         for line in self._receiver.stdout:
