@@ -91,7 +91,7 @@ class BridgeAutoscaling(Values):
     min_replicas: int = Field(default=1, ge=1)
     """Fewest bridges; at least one, since with none nobody keeps the promise of a bounded delay."""
     lag_threshold: int = Field(default=20_000, ge=1)
-    """Events of lag for each bridge: some seconds of what one of them can do. docs/scaling.md finds it for a load."""
+    """Events of lag for each bridge: what one of yours does in a second. docs/scaling.md tells what it changes."""
     cpu: float = Field(default=0.7, ge=0, le=1)
     """Share of a core, for each worker, at which bridges should work. Without it (0) the lag alone says how many there are,
     and since it is gone when there are enough, they would come and go all day. Needs the metrics of pods."""
@@ -194,8 +194,9 @@ class Pvc(Values):
     """Size of the claim that is made."""
     storage_class: str | None = None
     """Its storage class; the cluster's default when not set."""
-    access_modes: list[Literal["ReadWriteOnce", "ReadOnlyMany", "ReadWriteMany"]] = ["ReadWriteMany"]
-    """ReadWriteMany where servers are on several nodes. With ReadWriteOnce alone there can be one server."""
+    access_modes: list[Literal["ReadWriteOnce", "ReadOnlyMany", "ReadWriteMany"]] = ["ReadWriteOnce"]
+    """With ReadWriteOnce, which any storage class has, there can be one server, and an upgrade of it is a pause. ReadWriteMany for
+    more, where the class has it."""
     keep: bool = True
     """Whether the claim outlives the release."""
 
@@ -327,6 +328,8 @@ class Chart(Values):
     """In place of the chart's name, in names and labels."""
     fullname_override: str = ""
     """In place of all of it, in names."""
+    image_registry: str = ""
+    """Put before the repository of every image below, with a slash: the registry that your cluster pulls from."""
     image_pull_secrets: list[Object] = []
     """Secrets to pull images with."""
     common_labels: dict[str, str] = {}

@@ -82,6 +82,12 @@ def test_every_example_is_linted_and_valid_in_every_supported_kubernetes(chart: 
                 raise AssertionError(f"{version} {item['kind']} {item['metadata']['name']}: {error.message}") from None
 
 
+def test_the_chart_is_linted_without_values_too() -> None:
+    """As `helm lint` and the CI of charts do it: it has no pipeline then, which is said and is no error of the chart."""
+    report = lint(CHART, {}, strict=True, kube_version="v1.34.0")
+    assert not report["errors"], report
+
+
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
 def test_the_bridge_reads_what_the_chart_writes(chart: Chart, example: Path) -> None:
     values = yaml.safe_load(example.read_text())
@@ -157,6 +163,8 @@ def test_a_wrong_value_is_refused_and_named(chart: Chart, values: dict[str, Any]
         chart.validate_schema({"pipeline": PIPELINE, **values})
 
 
+SHARED = {"repository": {"pvc": {"accessModes": ["ReadWriteMany"]}}}
+
 REFUSED = [
     ({"pipeline": None}, "pipeline: required while bridge.enabled is true"),
     ({"serving": {"enabled": False}}, "pipeline.model.address: required while serving.enabled is false"),
@@ -168,6 +176,33 @@ REFUSED = [
         "must agree",
     ),
     ({"pipeline": {**PIPELINE, "observe": {"address": "127.0.0.1:9464"}}}, "cannot be reached by probes"),
+    ({"pipeline": {**PIPELINE, "observe": {"address": "localhost:9464"}}}, "cannot be reached by probes"),
+    (
+        {"pipeline": {**PIPELINE, "model": {"name": "fraud", "address": "localhost:8001"}}},
+        "at localhost:8001 there is nothing in a bridge's pod",
+    ),
+    (
+        {"pipeline": {**PIPELINE, "kafka": {"bootstrap_servers": "kafka:9092, far:29092"}}},
+        "lacks the port of pipeline.kafka.bootstrap_servers, far:29092",
+    ),
+    (
+        {"bridge": {"autoscaling": {"enabled": True, "minReplicas": 5, "maxReplicas": 2}}},
+        "bridge.autoscaling.maxReplicas: 2 is less than minReplicas, 5",
+    ),
+    (
+        {
+            "serving": {
+                "autoscaling": {
+                    "enabled": True,
+                    "minReplicas": 5,
+                    "maxReplicas": 2,
+                    "prometheusAddress": "http://prometheus:9090",
+                }
+            },
+            **SHARED,
+        },
+        "serving.autoscaling.maxReplicas: 2 is less than minReplicas, 5",
+    ),
     ({"bridge": {"terminationGracePeriodSeconds": 20}}, "20 is less than the 38 s that a drain may take"),
     (
         {
@@ -181,7 +216,7 @@ REFUSED = [
         "bridge.staticMembership: not together with bridge.autoscaling.enabled",
     ),
     (
-        {"repository": {"pvc": {"accessModes": ["ReadWriteOnce"]}}, "serving": {"replicas": 2}},
+        {"serving": {"replicas": 2}},
         "repository.pvc.accessModes: a ReadWriteOnce volume",
     ),
     ({"serving": {"kind": "tfserving"}}, "serving.image.repository: headrace/serving holds a Triton"),
@@ -193,14 +228,18 @@ REFUSED = [
     ({"repository": {"kind": "image"}}, "repository.image.reference: required"),
     ({"repository": {"kind": "initCopy"}}, "repository.image.reference: required"),
     ({"repository": {"kind": "gitSync"}}, "repository.gitSync.repo: required"),
-    ({"serving": {"autoscaling": {"enabled": True}}}, "serving.autoscaling.prometheusAddress: required"),
+    (
+        {"serving": {"autoscaling": {"enabled": True}}, **SHARED},
+        "serving.autoscaling.prometheusAddress: required",
+    ),
     (
         {
             "serving": {
                 "kind": "tfserving",
                 "image": {"repository": "tensorflow/serving"},
                 "autoscaling": {"enabled": True},
-            }
+            },
+            **SHARED,
         },
         "only Triton tells",
     ),
@@ -209,7 +248,7 @@ REFUSED = [
             "bridge": {"autoscaling": {"enabled": True}},
             "pipeline": {
                 **PIPELINE,
-                "kafka": {"bootstrap_servers": "k:1", "security": {"protocol": "SSL", "ca_file": "/ca"}},
+                "kafka": {"bootstrap_servers": "k:9092", "security": {"protocol": "SSL", "ca_file": "/ca"}},
             },
         },
         "name bridge.autoscaling.authenticationRef",
