@@ -21,6 +21,14 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^a-z0-9 _-]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
+def test_every_option_of_the_load_test_is_in_its_page() -> None:
+    """Locust's own help does not show them."""
+    options = re.findall(r'add\(\s*"(--[a-z0-9-]+)"', (ROOT / "loadtest" / "locustfile.py").read_text())
+    page = (ROOT / "docs" / "load-testing.md").read_text()
+    assert len(options) > 20
+    assert [name for name in options if f"`{name}`" not in page] == []
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
