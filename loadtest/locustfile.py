@@ -29,8 +29,9 @@ from loadtest.load.stream import Found, LoadError, Stream, check_events, partiti
 grpc_gevent.init_gevent()
 
 _PLANS = ("none", "uniform", "poisson", "steps", "spike", "replay")
-_READY, _RATE, _END, _FOUND = "headrace-ready", "headrace-rate", "headrace-end", "headrace-found"
-_PATIENCE = 30.0  # seconds beyond that of the receivers, for the workers to tell what they have found
+_READY, _FAILED, _RATE = "headrace-ready", "headrace-failed", "headrace-rate"
+_END, _FOUND = "headrace-end", "headrace-found"
+_PATIENCE = 1_800.0  # seconds for the workers' receivers to see a backlog through
 
 
 @events.init_command_line_parser.add_listener
@@ -69,7 +70,7 @@ def options(parser: LocustArgumentParser) -> None:
         default=1.0,
         help="The run, of steps a step, is void when p99 of the generator's own delay is above",
     )
-    add("--patience", type=float, default=30.0, help="Seconds to wait for the last outcomes")
+    add("--patience", type=float, default=30.0, help="Seconds without another outcome to wait for the last ones")
     add("--model-address", default="localhost:8001", help="Of the model server, for TritonUser: host:port")
     add("--model-name", default="fraud", help="Of the model, for TritonUser")
     add("--rows", type=int, default=64, help="Rows of one call of a TritonUser")
@@ -78,6 +79,9 @@ def options(parser: LocustArgumentParser) -> None:
 def planned(options: Any) -> plans.Plan:
     """The plan that was asked for."""
     rate, seconds = options.plan_rate, options.plan_seconds
+    for name in ("plan_rate", "plan_seconds", "plan_speed"):
+        if not getattr(options, name) > 0:
+            raise plans.PlanError(f"--{name.replace('_', '-')} {getattr(options, name):g}: must be above 0")
     match options.plan:
         case "steps":
             return plans.steps(rate, plans.STEPS, seconds)
@@ -182,6 +186,7 @@ def set_up(environment: Environment, **_: Any) -> None:
         return
     if isinstance(runner, MasterRunner):
         runner.register_message(_READY, lambda environment, msg, **_: LOAD.count_ready())
+        runner.register_message(_FAILED, lambda environment, msg, **_: _give_up(environment, msg.data))
         runner.register_message(_FOUND, lambda environment, msg, **_: LOAD.found.add(Found.decode(msg.data)))
     if options.plan == "none":
         return
@@ -210,23 +215,32 @@ def set_up(environment: Environment, **_: Any) -> None:
 def begin(environment: Environment, **_: Any) -> None:
     """Sender and receiver, where there are users of Kafka."""
     options, runner = environment.parsed_options, environment.runner
-    LOAD.found, LOAD.ready = Found(), 0
+    LOAD.found = Found()
     if KafkaEventUser not in environment.user_classes:
         return
-    if options.observe and not isinstance(runner, WorkerRunner):
-        LOAD.observer = Observer(options.observe.split(","))
-    if isinstance(runner, MasterRunner):
-        return
     try:
+        if options.observe and not isinstance(runner, WorkerRunner):
+            LOAD.observer = Observer(options.observe.split(","))
+        if isinstance(runner, MasterRunner):
+            return
         LOAD.stream = _stream(environment)
         LOAD.set_rate(LOAD.rate)
         LOAD.count_ready()
         if isinstance(runner, WorkerRunner):
             runner.send_message(_READY, None)
     except LoadError as error:
-        print(error, file=sys.stderr)
-        environment.process_exit_code = UNUSABLE
-        gevent.spawn(runner.quit)  # once it has started: to end it in the middle of that ends nothing
+        if isinstance(runner, WorkerRunner):
+            runner.send_message(_FAILED, str(error))
+        else:
+            _give_up(environment, str(error))
+
+
+def _give_up(environment: Environment, why: str) -> None:
+    """A test that cannot begin."""
+    if environment.process_exit_code != UNUSABLE:
+        print(why, file=sys.stderr)
+    environment.process_exit_code = UNUSABLE
+    gevent.spawn(environment.runner.quit)  # once it has started: to end it in the middle of that ends nothing
 
 
 def _stream(environment: Environment) -> Stream:
@@ -268,16 +282,15 @@ def end(environment: Environment, **_: Any) -> None:
     _finish(environment)
     if KafkaEventUser not in environment.user_classes or isinstance(runner, WorkerRunner):
         return
+    streams, LOAD.ready = LOAD.ready, 0  # for the next test of Locust's page
     if environment.process_exit_code == UNUSABLE:
         return  # it has not begun
-    streams = 1
     if isinstance(runner, MasterRunner):
         # A master that quits tells its workers only after this; and then they could tell nothing any more.
-        streams = runner.worker_count
         runner.send_message(_END, None)
-    until = time.monotonic() + options.patience + _PATIENCE
-    while LOAD.found.streams < streams and time.monotonic() < until:
-        gevent.sleep(0.2)
+        until = time.monotonic() + _PATIENCE
+        while LOAD.found.streams < min(streams, runner.worker_count) and time.monotonic() < until:
+            gevent.sleep(0.2)
     if LOAD.observer is not None:
         LOAD.observer.stop()
     gates = Gates(

@@ -254,7 +254,7 @@ class NetworkPolicy(Values):
     kafka: list[Object] = []
     """Peers of the brokers (podSelector, namespaceSelector, ipBlock); empty: anywhere, on kafkaPorts."""
     kafka_ports: list[int] = [9092, 9093, 9094]
-    """The brokers' ports."""
+    """The brokers' ports; empty: all."""
     model: list[Object] = []
     """Peers of a model server outside of this release; empty: anywhere, on the port of pipeline.model.address."""
     repository: list[Object] = []
@@ -329,7 +329,7 @@ class Chart(Values):
     fullname_override: str = ""
     """In place of all of it, in names."""
     image_registry: str = ""
-    """Put before the repository of every image below, with a slash: the registry that your cluster pulls from."""
+    """Put before the repository of Headrace's own images (headrace/…): the registry that your cluster pulls from."""
     image_pull_secrets: list[Object] = []
     """Secrets to pull images with."""
     common_labels: dict[str, str] = {}

@@ -16,6 +16,7 @@ from confluent_kafka import Producer
 
 _DISTINCT = 2_000
 _BATCH = 10_000
+_LOOK = 0.02  # seconds between two looks at whether to stop
 _REST = 0.0006  # so late an event may be written; what comes in lumps is batched better, and is no fixed rate
 BUSY = 1_000.0
 """Events/s from which they are sent together, as anybody would."""
@@ -132,7 +133,7 @@ def feed(
             producer.produce(topic, value_of(number), str(number), number % workload.partitions, timestamp=stamp)
         written = due
         producer.poll(0)
-        time.sleep(_REST)
+        time.sleep(max(_REST, min(_LOOK, begun + written / rate - time.time())))
     _flush(producer)
     return begun, written
 

@@ -35,6 +35,7 @@ from loadtest.load.plan import STEPS
 HERE = Path(__file__).parents[1]
 _HIGHEST_STEP = 0.4  # of the rate at which a backlog drains, in large batches and with nothing else on the machine
 _SOAK = 0.5  # of what steps have found
+_INTERRUPTED = 130  # exit code, as of any command that Ctrl-C ends
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +74,13 @@ def main() -> None:
     parser.add_argument("--dashboard", type=Path, help="draw the chart's dashboard of the run there, as SVG")
     parser.add_argument("--workers", type=int, default=0, help="so many processes of Locust beside its master")
     arguments = parser.parse_args()
+    if arguments.web and arguments.scenario != "short":
+        parser.error("--web is for short alone: there the page says what is sent, and not a plan")
     with tempfile.TemporaryDirectory(prefix="headrace-load-") as folder, ExitStack() as stack:
-        code = Rig(arguments, stack, Path(folder)).run()
+        try:
+            code = Rig(arguments, stack, Path(folder)).run()
+        except KeyboardInterrupt:
+            code = _INTERRUPTED
     sys.exit(code)
 
 
@@ -128,7 +134,7 @@ class Rig:
     def _agree(self, rate: float, seconds: float) -> int:
         """The same by headrace bench and by Locust, one after the other, so many times."""
         theirs, ours, code = [], [], 0
-        self._servers.drain(Bridge(), self._workload, 400_000)  # a virtual machine that is warm for both
+        self._servers.drain(Bridge(), self._workload, 400_000)  # so that Kafka's JVM is warm for both
         for number in range(self._arguments.rounds):
             self._console.print(f"round {number + 1}: headrace bench at {rate:,.0f} events/s, then Locust …")
             theirs.append(self._servers.hold(Bridge(), self._workload, rate, seconds).latency_ms)
@@ -156,6 +162,9 @@ class Rig:
         with self._servers.running(bridge, self._workload, source) as (_, target):
             command = [*self._command(name, rate, seconds), "--source", source, "--result", target]
             command += ["--dead-letter", f"{target}-dead"]
+            (self._arguments.report / f"{name}.json").unlink(
+                missing_ok=True
+            )  # that of a run before says nothing of this
             with _processes(command, self._arguments.workers) as locust:
                 code = self._wait(locust, name, seconds * (STEPS if name == "steps" else 1))
             if self._prometheus:
@@ -167,15 +176,16 @@ class Rig:
         """For Locust to end; its exit code."""
         if self._arguments.web:
             self._console.print("http://127.0.0.1:8089 is Locust's page; Ctrl-C ends it")
-        with Progress(console=self._console, transient=True, disable=self._arguments.web) as progress:
-            shown, began = progress.add_task(name, total=seconds), time.monotonic()
-            while True:
-                try:
-                    return locust.wait(1)
-                except subprocess.TimeoutExpired:
+        try:
+            with Progress(console=self._console, transient=True, disable=self._arguments.web) as progress:
+                shown, began = progress.add_task(name, total=seconds), time.monotonic()
+                while locust.poll() is None:
                     progress.update(shown, completed=time.monotonic() - began)
-                except KeyboardInterrupt:
-                    continue  # Locust has heard it too, and says what it has found so far
+                    time.sleep(0.5)
+            return locust.returncode
+        except KeyboardInterrupt:
+            locust.wait()  # it has heard it too, and says what it has found so far
+            raise
 
     def _command(self, name: str, rate: float, seconds: float) -> list[str]:
         arguments, plan = self._arguments, SCENARIOS[name].plan
@@ -202,10 +212,11 @@ def _processes(command: Sequence[str], workers: int) -> Iterator[subprocess.Pope
     """Locust as one process, or as a master and so many workers."""
     distributed = ["--master", "--expect-workers", str(workers)] if workers else []
     others = [subprocess.Popen([*_LOCUST, "--worker", "--loglevel", "WARNING"]) for _ in range(workers)]
+    processes = [subprocess.Popen([*command, *distributed]), *others]
     try:
-        yield subprocess.Popen([*command, *distributed])
+        yield processes[0]
     finally:
-        for process in others:
+        for process in processes:
             process.terminate()
             process.wait()
 

@@ -30,6 +30,7 @@ class Phase:
 
 
 Plan = Sequence[Phase]
+_SHORTEST_STEP = 4  # seconds
 STEPS = 8
 """So many a plan of steps has."""
 
@@ -40,7 +41,13 @@ def uniform(rate: float, seconds: float) -> Plan:
 
 
 def steps(highest: float, count: int, seconds: float) -> Plan:
-    """From a share of the highest rate up to it, each step as long: to find where the system is full."""
+    """From a share of the highest rate up to it, each step as long: to find where the system is full.
+
+    Raises:
+        PlanError: a step is too short to say anything.
+    """
+    if seconds < _SHORTEST_STEP:
+        raise PlanError(f"a step of {seconds:g} s is too short to judge; it takes {_SHORTEST_STEP} s or more")
     return [Phase(seconds, highest * number / count) for number in range(1, count + 1)]
 
 

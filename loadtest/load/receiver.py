@@ -1,7 +1,7 @@
 """Reads every outcome, and when it came. A process of its own, so that reading waits for nothing.
 
 Writes `ready` once it reads, then a line of JSON ten times a second: the latencies of what came. Told `end N` it waits
-until the outcomes of N events are there, and writes what is wrong with them.
+until the outcomes of N events are there, or none comes any more, and writes what is wrong with them.
 """
 
 import contextlib
@@ -9,6 +9,7 @@ import json
 import math
 import os
 import time
+from typing import Any
 
 import orjson
 from confluent_kafka import Consumer, TopicPartition
@@ -16,7 +17,7 @@ from hdrh.histogram import HdrHistogram
 
 from loadtest.load.orders import Orders
 from loadtest.load.reading import Reading
-from loadtest.load.settings import LONGEST_US, Settings
+from loadtest.load.settings import AWAY, LONGEST_US, Settings
 
 _TELL = 0.1
 _MOST = 200  # at one look, so that the next one is soon
@@ -31,6 +32,7 @@ def main() -> None:
     reading, orders = Reading(settings), Orders()
     print("ready", flush=True)
     busy = HdrHistogram(1, LONGEST_US, 3)  # between two looks: what comes meanwhile is read so much later
+    looks = away = 0
     told = time.time()
     expected: int | None = None
     earliest = latest = math.inf  # to end
@@ -42,20 +44,27 @@ def main() -> None:
         if now - told >= _TELL:
             if first and first.error() is None and first.topic() == settings.result:
                 reading.note_version(str(orjson.loads(first.value()).get("model_version")), now)
-            print(json.dumps({"second": int(now), "counts": reading.fresh()}), flush=True)
-            told = now
+            _say({"second": int(now), "counts": reading.fresh(), "looks": looks, "away": away})
+            told, looks, away = now, 0, 0
         match orders.next():
             case ["end", count]:
                 expected = int(count)
                 earliest = time.monotonic() + 1.0  # for what may come twice
-                latest = time.monotonic() + settings.patience
         if first:
-            busy.record_value(max(1, int((time.time() - now) * 1e6)))
+            took = max(1, int((time.time() - now) * 1e6))
+            busy.record_value(took)
+            looks, away = looks + 1, away + (took > settings.late_ms * AWAY * 1000)
+        if expected is not None and (first or latest == math.inf):
+            latest = time.monotonic() + settings.patience
         if expected is not None and reading.complete(expected) and time.monotonic() > earliest:
             break
-    print(json.dumps({"second": int(time.time()), "counts": reading.fresh()}), flush=True)
-    print(json.dumps({**reading.verdict(expected or 0), "busy": busy.encode().decode()}), flush=True)
+    _say({"second": int(time.time()), "counts": reading.fresh(), "looks": looks, "away": away})
+    _say({**reading.verdict(expected or 0), "busy": busy.encode().decode()})
     consumer.close()
+
+
+def _say(found: dict[str, Any]) -> None:
+    print(json.dumps(found), flush=True)
 
 
 def _consumer(settings: Settings) -> Consumer:

@@ -16,8 +16,9 @@ from rich.console import Console
 from rich.table import Table
 
 from loadtest.load.plan import Plan
+from loadtest.load.settings import AWAY
 from loadtest.load.steps import Step, capacity, judge, told
-from loadtest.load.stream import Found, percentile_ms
+from loadtest.load.stream import Found, LoadError, percentile_ms
 from loadtest.page import html, svg, table
 
 PASSED, FAILED, UNUSABLE, VOID = 0, 1, 2, 3
@@ -34,7 +35,7 @@ class Gates:
         max_missing: events without an outcome.
         max_duplicated: outcomes that came again.
         max_dead_letters: events with a dead letter.
-        max_delay_ms: p99 of the generator's own delay above which a run says nothing about the system; twenty times as
+        max_delay_ms: p99 of the generator's own delay above which a run says nothing about the system; `AWAY` times as
             much is the limit of how long the reader may look away (p99).
     """
 
@@ -50,14 +51,14 @@ class Gates:
         Args:
             found: of all streams together.
             streams: how many there were to be.
-            steps: of a run that goes on until the system is full, and the generator perhaps too.
+            steps: of a run that goes on until the system is full, and perhaps the generator: each has its own verdict.
         """
         void = self._void(found, streams, steps)
         if void:
             return VOID, [f"void: {void}"]
         wrong = []
         p99 = found.latency.get_value_at_percentile(99) / 1000
-        if p99 > self.max_p99_ms:
+        if p99 > self.max_p99_ms and not steps:
             wrong.append(f"p99 is {p99:.1f} ms, above {self.max_p99_ms:g} ms (--max-p99-ms)")
         for kind, most, words in (
             ("missing", self.max_missing, "events have no outcome (--max-missing)"),
@@ -68,7 +69,7 @@ class Gates:
             if found.outcomes[kind] > most:
                 wrong.append(f"{found.outcomes[kind]:,} {words}")
         if steps and not capacity(steps):
-            wrong.append(f"{told(steps)}; begin lower (--plan-rate)")
+            wrong.append(f"{told(steps)}: begin lower (--plan-rate)")
         return (FAILED if wrong else PASSED), wrong
 
     def _void(self, found: Found, streams: int, steps: Sequence[Step]) -> str:
@@ -85,10 +86,10 @@ class Gates:
         if refused:
             return f"{refused:,} events were not sent: Kafka did not take them"
         if steps:
-            return told(steps) if steps[0].verdict == "void" else ""
+            return told(steps) if steps[0].verdict in ("void", "cut short") else ""
         if delay > self.max_delay_ms:
             return f"p99 of the generator's own delay is {delay:.2f} ms; give it a core of its own, or workers"
-        if busy > 20 * self.max_delay_ms:
+        if busy > AWAY * self.max_delay_ms:
             return f"the reader looked away for {busy:.1f} ms (p99); give it a core of its own, or workers"
         if found.outcomes["received"] and not found.latency.get_total_count():
             return "the run was shorter than its warm-up (--warm-up)"
@@ -108,6 +109,14 @@ class Observer:
     seen: dict[int, tuple[float, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        """Begin.
+
+        Raises:
+            LoadError: what is given is no URL.
+        """
+        for url in self.urls:
+            if not url.startswith(("http://", "https://")):
+                raise LoadError(f"--observe {url}: is no URL, such as http://{url}/metrics")
         self._last = (0.0, 0.0)
         self._greenlet = gevent.spawn(self._run)
 
@@ -145,7 +154,7 @@ def write(found: Found, streams: int, gates: Gates, observer: Observer | None, n
         name: of the files, without their ending.
         plan: whose phases are steps, each to be judged by itself.
     """
-    steps = judge(found, plan) if plan else []
+    steps = judge(found, plan, gates.max_p99_ms) if plan else []
     code, wrong = gates.judge(found, streams, steps)
     verdict = {PASSED: "passed", FAILED: "failed", VOID: "void"}[code]
     document = {
@@ -158,7 +167,7 @@ def write(found: Found, streams: int, gates: Gates, observer: Observer | None, n
         "generator_delay_ms": percentiles(found.delays),
         "reader_busy_ms": percentiles(found.busy),
         "steps": [{**asdict(step), "p50": _number(step.p50), "p99": _number(step.p99)} for step in steps],
-        "capacity": capacity(steps) if steps else None,
+        "capacity": capacity(steps) or None,
         "told": told(steps) if steps else "",
         "versions": _since_start(found),
         "seconds": _seconds(found, observer),
@@ -251,7 +260,7 @@ def picture(document: dict[str, Any]) -> Any:
     return figure
 
 
-_STEP = ("events/s", "outcomes/s", "p50, ms", "p99, ms", "sent late", "")
+_STEP = ("events/s", "outcomes/s", "p50, ms", "p99, ms", "sent late", "reader away", "")
 
 
 def _cells(document: dict[str, Any]) -> list[list[str]]:
@@ -259,9 +268,8 @@ def _cells(document: dict[str, Any]) -> list[list[str]]:
     rows = []
     for step in document["steps"]:
         times = ("-" if step[share] is None else f"{step[share]:,.0f}" for share in ("p50", "p99"))
-        rows.append(
-            [f"{step['rate']:,.0f}", f"{step['outcomes']:,.0f}", *times, f"{step['late']:.2%}", step["verdict"]]
-        )
+        shares = (f"{step[name]:.2%}" for name in ("late", "away"))
+        rows.append([f"{step['rate']:,.0f}", f"{step['outcomes']:,.0f}", *times, *shares, step["verdict"]])
     return rows
 
 

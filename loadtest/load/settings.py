@@ -9,6 +9,9 @@ import numpy as np
 INTENDED = "headrace-intended-ns"
 """Header of every event, and so of its result: when it was due, in nanoseconds since 1970."""
 
+AWAY = 20
+"""So many times as late as an event may be sent, the reader may look for more."""
+
 LONGEST_US = 3_600_000_000
 """The largest latency that is told from others, microseconds."""
 
@@ -32,9 +35,10 @@ class Settings:
         poisson: whether gaps are those of independent events.
         seed: of the gaps.
         linger_ms: of the producer.
-        late_ms: after so many milliseconds an event is sent too late.
+        late_ms: after so many milliseconds an event is sent too late; after `AWAY` times as many the reader looks too
+            late for more.
         warm_up: seconds from the first event on whose latencies are not counted: connections, first fetches.
-        patience: seconds to wait for the last results.
+        patience: seconds without another result to wait for the last ones.
         security: more options of both Kafka clients, in librdkafka's names.
     """
 

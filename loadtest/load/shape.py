@@ -32,7 +32,7 @@ class PlanShape(LoadTestShape):
 
     def tick(self) -> tuple[int, float] | None:
         """Users, and how fast they come; None ends the test."""
-        if not self._begun:
+        if not self._begun:  # Locust's clock runs, the plan's does not
             if self._ready() < self._processes():
                 return max(1, self._processes()), 100.0
             self.reset_time()

@@ -1,5 +1,7 @@
 """What each step of a rising rate has found, and so how much the system takes. Pure."""
 
+import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
@@ -11,9 +13,13 @@ from loadtest.load.plan import Plan
 from loadtest.load.settings import BOUNDS
 from loadtest.load.stream import Found, percentile_ms
 
-_EDGE = 1  # seconds at both ends of a step that do not count: a rate is told in the middle of one
-_LATE = 0.01  # of the events, as p99 says it
+_BEFORE, _AFTER = 2, 1  # seconds of a step that do not count: Locust looks at the plan once a second
+_MANY = 0.01  # as p99 says it
 _BEHIND = 1.0  # seconds of events without an outcome
+_SENT = 0.9  # of what was asked for
+
+_NONE = np.zeros(len(BOUNDS) + 1)
+Verdict = Literal["kept up", "fell behind", "too slow", "void", "cut short", "after"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +32,10 @@ class Step:
         p50: of the latencies of the outcomes that came, milliseconds, to some 7 %.
         p99: the same.
         late: share of the events that the generator sent too late.
-        verdict: void, when more than one of a hundred events was sent too late; fell behind, when in the end more than
-            a second of events had no outcome; after, when an earlier step did not keep up, so that it says nothing.
+        away: share of the reader's looks that came too long after the last.
+        verdict: cut short, when it was not carried out; void, when more than one of a hundred events was sent too late,
+            or of the reader's looks; fell behind, when in the end more than a second of events had no outcome; too
+            slow, when p99 is above what it may be; after, when an earlier one did not keep up, so that it says nothing.
     """
 
     rate: float
@@ -35,31 +43,39 @@ class Step:
     p50: float
     p99: float
     late: float
-    verdict: Literal["kept up", "fell behind", "void", "after"]
+    away: float
+    verdict: Verdict
 
 
-def judge(found: Found, plan: Plan) -> list[Step]:
+def judge(found: Found, plan: Plan, max_p99_ms: float = math.inf) -> list[Step]:
     """Each step of a plan that was carried out."""
     began = min(found.sending, default=0)
     ends = [began + round(second) for second in accumulate((phase.seconds for phase in plan), initial=0)]
     steps: list[Step] = []
     for phase, (start, end) in zip(plan, pairwise(ends), strict=True):
-        seconds = range(start + _EDGE, end - _EDGE)
-        counts = sum(
-            (found.arriving[second] for second in seconds if second in found.arriving), np.zeros(len(BOUNDS) + 1)
-        )
-        late = sum(found.late[second] for second in seconds) / max(1, sum(found.sending[second] for second in seconds))
-        sent = sum(count for second, count in found.sending.items() if second < seconds.stop)
+        seconds = range(start + _BEFORE, end - _AFTER)
+
+        def total(counter: Counter[int], among: range = seconds) -> int:
+            return sum(counter[second] for second in among)
+
+        counts = sum((found.arriving[second] for second in seconds if second in found.arriving), _NONE)
         done = sum(int(arrived.sum()) for second, arrived in found.arriving.items() if second < seconds.stop)
-        verdict: Literal["kept up", "fell behind", "void", "after"] = "kept up"
+        waiting = total(found.sending, range(began, seconds.stop)) - done
+        p50, p99 = percentile_ms(counts, 0.5), percentile_ms(counts, 0.99)
+        late = total(found.late) / max(1, total(found.sending))
+        away = total(found.away) / max(1, total(found.looks))
+        verdict: Verdict = "kept up"
         if steps and steps[-1].verdict != "kept up":
             verdict = "after"
-        elif late > _LATE:
+        elif total(found.sending) < phase.rate * len(seconds) * _SENT:
+            verdict = "cut short"
+        elif late > _MANY or away > _MANY:
             verdict = "void"
-        elif sent - done > phase.rate * _BEHIND:
+        elif waiting > phase.rate * _BEHIND:
             verdict = "fell behind"
-        p50, p99 = percentile_ms(counts, 0.5), percentile_ms(counts, 0.99)
-        steps.append(Step(phase.rate, float(counts.sum()) / max(1, len(seconds)), p50, p99, late, verdict))
+        elif p99 > max_p99_ms:
+            verdict = "too slow"
+        steps.append(Step(phase.rate, float(counts.sum()) / len(seconds), p50, p99, late, away, verdict))
     return steps
 
 
@@ -70,10 +86,14 @@ def capacity(steps: Sequence[Step]) -> float:
 
 def told(steps: Sequence[Step]) -> str:
     """The same as a sentence, with what came after it."""
-    most = f"keeps up with {capacity(steps):,.0f} events/s"
-    ended = next((step for step in steps if step.verdict in ("fell behind", "void")), None)
+    most = f"keeps up with {capacity(steps):,.0f} events/s" if capacity(steps) else "nothing was found"
+    ended = next((step for step in steps if step.verdict != "kept up"), None)
     if ended is None:
         return f"{most} and may do more: no step was too much for it (--plan-rate)"
-    if ended.verdict == "void":
-        return f"{most} and may do more: at {ended.rate:,.0f} the generator itself is late"
-    return f"{most}; at {ended.rate:,.0f} it falls behind"
+    why = {
+        "void": "the generator itself is too slow, in sending or in reading",
+        "cut short": "the run was ended",
+        "fell behind": "it falls behind",
+        "too slow": "p99 is above --max-p99-ms",
+    }[ended.verdict]
+    return f"{most}; at {ended.rate:,.0f} {why}"

@@ -23,6 +23,7 @@ from hdrh.histogram import HdrHistogram
 from loadtest.load.settings import BOUNDS, LONGEST_US, Settings
 
 _START = 20.0  # seconds for the receiver to find its partitions
+_BY_SECOND = ("sending", "late", "looks", "away")
 
 
 class LoadError(Exception):
@@ -46,6 +47,8 @@ class Found:
         busy: how long the reader did not look for more: at most so much later it saw what came meanwhile.
         sending: second since 1970 -> events that were due.
         late: second since 1970 -> of these, events that were sent later than they may be.
+        looks: second since 1970 -> how often the reader looked for more.
+        away: second since 1970 -> of these, looks that came too long after the last.
         arriving: second since 1970 -> latencies of the outcomes that came, counted in buckets.
         versions: model version -> when it first answered, seconds since 1970.
     """
@@ -58,6 +61,8 @@ class Found:
     busy: HdrHistogram = field(default_factory=_histogram)
     sending: Counter[int] = field(default_factory=Counter)
     late: Counter[int] = field(default_factory=Counter)
+    looks: Counter[int] = field(default_factory=Counter)
+    away: Counter[int] = field(default_factory=Counter)
     arriving: dict[int, Any] = field(default_factory=lambda: defaultdict(lambda: np.zeros(len(BOUNDS) + 1, np.int64)))
     versions: dict[str, float] = field(default_factory=dict)
 
@@ -68,8 +73,8 @@ class Found:
         self.streams += other.streams
         for name in ("latency", "delays", "busy"):
             getattr(self, name).add(getattr(other, name))
-        self.sending.update(other.sending)
-        self.late.update(other.late)
+        for name in _BY_SECOND:
+            getattr(self, name).update(getattr(other, name))
         for second, counts in other.arriving.items():
             self.arriving[second] = self.arriving[second] + counts
         for version, at in other.versions.items():
@@ -82,8 +87,7 @@ class Found:
             "outcomes": dict(self.outcomes),
             "streams": self.streams,
             **{name: getattr(self, name).encode().decode() for name in ("latency", "delays", "busy")},
-            "sending": list(self.sending.items()),
-            "late": list(self.late.items()),
+            **{name: list(getattr(self, name).items()) for name in _BY_SECOND},
             "arriving": [(second, counts.tolist()) for second, counts in self.arriving.items()],
             "versions": self.versions,
         }
@@ -94,7 +98,8 @@ class Found:
         found = cls(data["sent"], Counter(data["outcomes"]), data["streams"], versions=data["versions"])
         for name in ("latency", "delays", "busy"):
             getattr(found, name).decode_and_add(data[name])
-        found.sending, found.late = Counter(dict(data["sending"])), Counter(dict(data["late"]))
+        for name in _BY_SECOND:
+            setattr(found, name, Counter(dict(data[name])))
         for second, counts in data["arriving"]:
             found.arriving[second] = np.array(counts, np.int64)
         return found
@@ -134,6 +139,8 @@ def check_events(path: str) -> None:
         lines = Path(path).read_text().split("\n") if path else []
     except OSError as error:
         raise LoadError(f"--events {path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise LoadError(f"--events {path}: is not UTF-8") from None
     if not any(lines):
         raise LoadError(f"--events {path or '(not given)'}: names no file with an event in each line")
 
@@ -178,6 +185,7 @@ class Stream:
             stdout=subprocess.PIPE,
             text=True,
             bufsize=1,
+            start_new_session=True,  # Ctrl-C is for Locust, which ends them and hears what they have found
         )
 
     def _tell(self, process: Any, line: str) -> None:
@@ -208,6 +216,8 @@ class Stream:
                 self.found.versions = said.pop("versions")
                 self.found.outcomes.update(said)
                 continue
+            for name in ("looks", "away"):
+                getattr(self.found, name)[said["second"]] += said[name]
             for place, count in said["counts"]:
                 self.found.arriving[said["second"]][place] += count
                 milliseconds = float(BOUNDS[min(place, len(BOUNDS) - 1)]) / 1000

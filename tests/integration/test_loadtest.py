@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from headrace.rig.triton import TritonRig
+from loadtest.load.settings import INTENDED
 from tests.integration.test_pipeline import dense, event
 from tests.support import Broker, running
 
@@ -90,8 +91,26 @@ def test_workers_findings_end_in_one_report(
         found = report(tmp_path)
         assert 500 < found["sent"] <= 1_000
         assert found["received"] == found["sent"] == broker.count(topics["results"])
-        keys = {record.key.split(b"-")[0] for record in broker.read(topics["results"])}
-        assert len(keys) == 2  # each worker has a stream of its own
+        began: dict[bytes, float] = {}  # stream -> when its first event was due
+        for record in broker.read(topics["results"]):
+            due = next(int(value) / 1e9 for name, value in record.headers if name == INTENDED)
+            stream = record.key.split(b"-")[0]
+            began[stream] = min(due, began.get(stream, due))
+        assert len(began) == 2  # each worker has a stream of its own
+        assert max(began.values()) - min(began.values()) < 1  # and begins when all are ready
+
+
+def test_steps_have_verdicts_of_their_own(
+    broker: Broker, triton: TritonRig, topics: dict[str, str], arguments: list[str], tmp_path: Path
+) -> None:
+    with running(dense(broker, triton, topics), tmp_path):
+        done = locust(*arguments, "--plan", "steps", "--plan-seconds", "4", "--max-delay-ms", "10000")
+        assert done.returncode == 0, done.stdout + done.stderr
+        found = report(tmp_path)
+        assert [step["rate"] for step in found["steps"]] == [25 * (number + 1) for number in range(8)]
+        assert {step["verdict"] for step in found["steps"]} == {"kept up"}
+        assert found["capacity"] == 200
+        assert "keeps up with 200 events/s and may do more" in " ".join(done.stderr.split())
 
 
 def test_events_without_an_outcome_fail_a_run(arguments: list[str], tmp_path: Path) -> None:
@@ -113,6 +132,8 @@ def test_events_without_an_outcome_fail_a_run(arguments: list[str], tmp_path: Pa
         (["--kafka-option", "me"], "--kafka-option me: is not NAME=VALUE"),
         (["--plan", "spike"], "a spike of 30 s does not fit in 4 s; make the run longer"),
         (["--plan", "replay"], "--plan-file: required by --plan replay"),
+        (["--plan-rate", "-5"], "--plan-rate -5: must be above 0"),
+        (["--observe", "bridge:9464"], "--observe bridge:9464: is no URL, such as http://bridge:9464/metrics"),
     ],
 )
 def test_a_users_mistake_ends_in_a_sentence(arguments: list[str], changed: list[str], sentence: str) -> None:

@@ -114,16 +114,23 @@ def test_a_run_passes_fails_or_says_nothing(run: Found, code: int, word: str | N
     assert word is None or word in sentences[0]
 
 
-def rising(outcomes: list[int], late: int = 0) -> Found:
+def rising(outcomes: list[int], late: int = 0, seconds: int = 12) -> Found:
     """Steps of 4 s at 100, 200, 300 events/s: outcomes of each second of a step; events late in the second step."""
     made = found(delay_ms=50 if late else 0.1, busy_ms=50)  # over all of it; a step that counts may be better
     made.sending.clear()
     made.arriving.clear()
-    for second in range(12):
+    for second in range(seconds):
         step = second // 4
         made.sending[1_000 + second] = 100 * (step + 1)
         made.arriving[1_000 + second][80] = outcomes[step]
         made.late[1_000 + second] = late if step == 1 else 0
+        made.looks[1_000 + second] = 100
+    return made
+
+
+def looking_away(made: Found) -> Found:
+    """In the last step."""
+    made.away[1_010] = 3
     return made
 
 
@@ -134,7 +141,9 @@ def rising(outcomes: list[int], late: int = 0) -> Found:
         (rising([100, 195, 150]), ["kept up", "kept up", "fell behind"], 200, "at 300 it falls behind"),
         (rising([100, 120, 300]), ["kept up", "fell behind", "after"], 100, "at 200 it falls behind"),
         (rising([100, 200, 300], late=2), ["kept up"] * 3, 300, "may do more"),
-        (rising([100, 200, 300], late=3), ["kept up", "void", "after"], 100, "at 200 the generator itself is late"),
+        (rising([100, 200, 300], late=3), ["kept up", "void", "after"], 100, "at 200 the generator itself is too slow"),
+        (looking_away(rising([100, 200, 300])), ["kept up", "kept up", "void"], 200, "at 300 the generator itself"),
+        (rising([100, 200, 300], seconds=6), ["kept up", "cut short", "after"], 100, "at 200 the run was ended"),
     ],
 )
 def test_steps_say_how_much_the_system_takes(run: Found, verdicts: list[str], most: float, sentence: str) -> None:
@@ -150,18 +159,31 @@ def test_steps_of_which_the_first_is_too_much_have_found_nothing() -> None:
     run = rising([50, 60, 70])
     code, sentences = Gates().judge(run, 1, judge(run, plan.steps(300, 3, 4)))
     assert code == FAILED
-    assert "at 100 it falls behind; begin lower" in sentences[0]
-    run = rising([100, 200, 300], late=3)
-    code, sentences = Gates().judge(run, 1, judge(run, plan.steps(300, 3, 4))[1:])
+    assert "nothing was found; at 100 it falls behind: begin lower" in sentences[0]
+    run = rising([100, 200, 300])
+    run.late[1_002] = 3
+    code, sentences = Gates().judge(run, 1, judge(run, plan.steps(300, 3, 4)))
     assert code == VOID
-    assert "the generator itself is late" in sentences[0]
+    assert "the generator itself is too slow" in sentences[0]
+
+
+def test_a_step_may_be_too_slow_and_the_run_still_says_what_was_found() -> None:
+    run = rising([100, 200, 300])
+    for second in range(1_008, 1_012):
+        run.arriving[second][:] = 0
+        run.arriving[second][200] = 300  # of so many seconds
+    steps = judge(run, plan.steps(300, 3, 4), max_p99_ms=1_000)
+    assert [step.verdict for step in steps] == ["kept up", "kept up", "too slow"]
+    assert Gates(max_p99_ms=0.001).judge(run, 1, steps) == (PASSED, [])
+    with pytest.raises(plan.PlanError, match="a step of 3 s is too short"):
+        plan.steps(300, 3, 3)
 
 
 def test_workers_findings_add_up_over_the_wire() -> None:
     whole = Found()
     for latency in (10, 30):
         one = found(latency_ms=latency)
-        one.late[1_000] = 7
+        one.late[1_000], one.looks[1_000], one.away[1_000] = 7, 9, 1
         one.versions["2"] = 1_000.0 + latency
         whole.add(Found.decode(json.loads(json.dumps(one.encode()))))
     assert whole.streams == 2
@@ -171,7 +193,7 @@ def test_workers_findings_add_up_over_the_wire() -> None:
     assert percentiles(whole.latency)["100"] == pytest.approx(30, rel=0.01)
     assert percentiles(whole.latency)["50"] == pytest.approx(10, rel=0.01)
     assert whole.sending[1_000] == 200
-    assert whole.late[1_000] == 14
+    assert (whole.late[1_000], whole.looks[1_000], whole.away[1_000]) == (14, 18, 2)
     assert whole.arriving[1_000].sum() == 200
     assert whole.versions == {"2": 1_010.0}
 
@@ -203,8 +225,16 @@ def test_the_page_shows_what_was_found() -> None:
         "versions": {"1": 0.5},
         "told": "keeps up with 100 events/s; at 200 it falls behind",
         "steps": [
-            {"rate": 100.0, "outcomes": 99.5, "p50": 4.0, "p99": 9.0, "late": 0.001, "verdict": "kept up"},
-            {"rate": 200.0, "outcomes": 0.0, "p50": None, "p99": None, "late": 0.0, "verdict": "fell behind"},
+            {"rate": 100.0, "outcomes": 99.5, "p50": 4.0, "p99": 9.0, "late": 0.001, "away": 0.0, "verdict": "kept up"},
+            {
+                "rate": 200.0,
+                "outcomes": 0.0,
+                "p50": None,
+                "p99": None,
+                "late": 0.0,
+                "away": 0.0,
+                "verdict": "fell behind",
+            },
         ],
         "seconds": [
             {"second": 0, "sent": 1, "received": 1, "p50": 12.0, "p99": 12.0, "max": 12.0, "lag": None, "batch": None}
@@ -215,7 +245,7 @@ def test_the_page_shows_what_was_found() -> None:
     assert "p99 is above" in text
     assert "12.3" in text
     assert "version 1" in text
-    assert "<td>200</td><td>0</td><td>-</td><td>-</td><td>0.00%</td><td>fell behind</td>" in text
+    assert "<td>200</td><td>0</td><td>-</td><td>-</td><td>0.00%</td><td>0.00%</td><td>fell behind</td>" in text
 
 
 class Message:
@@ -292,6 +322,9 @@ for at in (0, 1, 10, 15, 20):
     ticks.append(shape.tick())
 assert told == [333.3, 0, 50], told
 assert ticks == [(3, 100.0)] * 4 + [None], ticks
+shape.reset_time()  # another test, whose streams are not there yet
+ready, at = 0, 0
+assert shape.tick() == (3, 100.0) and len(told) == 3
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -67,8 +67,8 @@ class Row:
 
 _SETTINGS = ("serving.replicas=2",)
 """What is set from the upgrade to two servers on."""
-_BUSY = 2
-"""Times the rate that keeps three bridges at a tenth of a core each."""
+_BUSY, _CALM = 2, 50
+"""So many times the rate keeps three bridges at a tenth of a core each; such a part of it, one."""
 
 
 class Trial:
@@ -167,6 +167,7 @@ def steps(trial: Trial, events: int, rate: float) -> None:
         quick = json.dumps({"spec": {"advanced": behavior}})  # than the chart allows, since nobody waits here for it
         name = f"{RELEASE}-headrace-bridge"
         kubectl("-n", NAMESPACE, "patch", "scaledobject", name, "--type=merge", "-p", quick)
+        until(lambda: ready("bridge") == 1, "1 bridge", 240)
         began = time.monotonic()
         loaded = load()
         until(lambda: ready("bridge") == 3, "3 bridges", 240)
@@ -188,8 +189,9 @@ def steps(trial: Trial, events: int, rate: float) -> None:
             traffic.rate(_BUSY * rate)
             return f"{_BUSY * rate:,.0f} events/s"
 
+        traffic.rate(rate / _CALM)  # from before on, lest it is busy enough for two
         try:
-            return keda(1_000_000_000, 0.1, load, lambda: traffic.rate(rate / 50))
+            return keda(1_000_000_000, 0.1, load, lambda: traffic.rate(rate / _CALM))
         finally:
             traffic.rate(rate)
 

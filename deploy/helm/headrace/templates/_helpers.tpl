@@ -32,7 +32,7 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 
 {{/* Of an image: (dict "root" $ "image" .Values.bridge.image) */}}
 {{- define "headrace.image" -}}
-{{- with .root.Values.imageRegistry }}{{ . }}/{{ end }}
+{{- if and .root.Values.imageRegistry (hasPrefix "headrace/" .image.repository) }}{{ trimSuffix "/" .root.Values.imageRegistry }}/{{ end }}
 {{- if .image.digest -}}
 {{ .image.repository }}@{{ .image.digest }}
 {{- else -}}
@@ -50,7 +50,7 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- define "headrace.pipeline" -}}
 {{- $given := required "pipeline: required while bridge.enabled is true; it is what headrace run reads (headrace init writes one)" .Values.pipeline }}
 {{- /* `helm lint` goes on after what is required, so that there is something to go on with. */}}
-{{- $pipeline := deepCopy (default (dict "name" "none" "kafka" (dict "bootstrap_servers" "none:9092") "source" (dict "topics" list) "model" dict "result" dict) $given) }}
+{{- $pipeline := deepCopy (ternary $given (dict "name" "none" "kafka" (dict "bootstrap_servers" "none:9092") "source" (dict "topics" list) "model" dict "result" dict) (kindIs "map" $given)) }}
 {{- $model := $pipeline.model }}
 {{- if not $model.address }}
 {{- if not .Values.serving.enabled }}{{ fail "pipeline.model.address: required while serving.enabled is false; name the model server, such as dns:///triton.models:8001" }}{{ end }}
@@ -61,7 +61,7 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- $observe := default dict $pipeline.observe }}
 {{- if not $observe.address }}{{ $_ := set $observe "address" "0.0.0.0:9464" }}{{ end }}
 {{- if regexMatch "^(127[.]|localhost:)" $observe.address }}{{ fail (printf "pipeline.observe.address: %s cannot be reached by probes and Prometheus; write 0.0.0.0:9464 or leave it out" $observe.address) }}{{ end }}
-{{- if regexMatch "^(dns:///)?(127[.]|localhost:)" $model.address }}{{ fail (printf "pipeline.model.address: at %s there is nothing in a bridge's pod; leave it out, and it is the release's own server" $model.address) }}{{ end }}
+{{- if and .Values.serving.enabled (regexMatch "^(dns:///)?(127[.]|localhost:)" $model.address) }}{{ fail (printf "pipeline.model.address: at %s there is nothing in a bridge's pod; leave it out, and it is the release's own server" $model.address) }}{{ end }}
 {{- $_ := set $pipeline "observe" $observe }}
 {{- /* What the chart itself reads must be there when it renders, not only when the bridge starts. */}}
 {{- range $key, $value := dict "kafka.bootstrap_servers" $pipeline.kafka.bootstrap_servers "source.topics" (join "," $pipeline.source.topics) "source.group" $pipeline.source.group "model.address" $model.address "drain_timeout" $pipeline.drain_timeout "observe.address" $observe.address }}
