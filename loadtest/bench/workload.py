@@ -17,7 +17,7 @@ from confluent_kafka import Producer
 _DISTINCT = 2_000
 _BATCH = 10_000
 _LOOK = 0.02  # seconds between two looks at whether to stop
-_REST = 0.0006  # so late an event may be written; what comes in lumps is batched better, and is no fixed rate
+_REST = 0.0004  # so late an event may be written; what comes in lumps is batched better, and is no fixed rate
 BUSY = 1_000.0
 """Events/s from which they are sent together, as anybody would."""
 POISON = 1e9

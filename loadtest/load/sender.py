@@ -20,7 +20,7 @@ from loadtest.load.plan import Spacing
 from loadtest.load.settings import INTENDED, LONGEST_US, Settings
 
 _LOOK = 0.02  # between two looks at what it is told, and at what Kafka refuses
-_REST = 0.0006  # the shortest sleep: so late an event may be sent, and waking up is most of what the sender costs
+_REST = 0.0004  # the shortest sleep: so late an event may be sent, and waking up is most of what the sender costs
 
 
 def main() -> None:
