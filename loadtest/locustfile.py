@@ -23,7 +23,7 @@ from locust.runners import MasterRunner, WorkerRunner
 
 from loadtest.load import plan as plans
 from loadtest.load.report import UNUSABLE, Gates, Observer, write
-from loadtest.load.settings import Settings
+from loadtest.load.settings import WARM_UP, Settings
 from loadtest.load.stream import Found, LoadError, Stream, check_events, partitions
 
 grpc_gevent.init_gevent()
@@ -51,7 +51,7 @@ def options(parser: LocustArgumentParser) -> None:
         help="Of librdkafka, such as sasl.username=me",
     )
     add("--linger-ms", type=int, default=5, help="Of the producer")
-    add("--warm-up", type=float, default=2.0, help="Seconds at the start whose latencies do not count")
+    add("--warm-up", type=float, default=WARM_UP, help="Seconds at the start whose latencies do not count")
     add("--rate-per-user", type=float, default=100.0, help="Events/s of one KafkaEventUser, without a plan")
     add("--plan", choices=_PLANS, default="none", help="How the rate goes; none: by the number of users")
     add("--plan-rate", type=float, default=1000.0, help="Events/s of the plan; of steps the highest")

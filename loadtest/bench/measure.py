@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import orjson
 import psutil
-from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, KafkaError, KafkaException, Message, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from bridge.config.model import Kafka, Model
@@ -127,7 +127,12 @@ class Servers:
                 feeding = pool.submit(feed, self.kafka.bootstrap_servers, source, workload, rate, length, stop)
                 swapping = pool.submit(swapped)
                 try:
-                    arrived, last = self._arrivals(process, target, workload, int(rate * length))
+                    arrived: dict[int, float] = {}
+                    last: dict[int, bytes] = {}  # partition -> its last result
+                    wanted = int(rate * length)
+                    for message, at in self.outcomes(process, target, workload, lambda: len(arrived) >= wanted):
+                        arrived.setdefault(int(message.key()), at)
+                        last[message.partition()] = message.value()
                     if not swapping.done():
                         raise BenchFailed("the new version takes longer to load; raise --seconds")
                 finally:
@@ -141,7 +146,7 @@ class Servers:
         first_due, events = feeding.result()
         waits = [(at - first_due - number / rate) * 1000 for number, at in arrived.items() if number >= rate * _LEAD]
         cpu = {name: (after[name] - before[name]) / events * 1e6 for name in before}
-        return Figures(events / took, cpu, [memory], _percentiles(waits))
+        return Figures(events / took, cpu, [memory], percentiles(waits))
 
     def _swap(self, workload: Workload) -> str:
         """Put the model's first version in once more, as its newest; its number, once it serves."""
@@ -158,7 +163,7 @@ class Servers:
     def call(self, workload: Workload, rows: int, seconds: float) -> Figures:
         """Ask the model alone, one call after the other, over the bridge's own client."""
         took = asyncio.run(_calls(self.model, workload, rows, seconds))
-        return Figures(rows * len(took) / sum(took), {}, latency_ms=_percentiles([1000 * second for second in took]))
+        return Figures(rows * len(took) / sum(took), {}, latency_ms=percentiles([1000 * second for second in took]))
 
     @contextlib.contextmanager
     def running(self, subject: Subject, workload: Events, source: str) -> Iterator[tuple[ServerProcess, str]]:
@@ -234,10 +239,14 @@ class Servers:
 
         return written
 
-    def _arrivals(
-        self, process: ServerProcess, target: str, workload: Events, events: int
-    ) -> tuple[dict[int, float], dict[int, bytes]]:
-        """Event -> when a read_committed reader had its result, in seconds since 1970; and partition -> the last."""
+    def outcomes(
+        self, process: ServerProcess, target: str, workload: Events, finished: Callable[[], bool]
+    ) -> Iterator[tuple[Message, float]]:
+        """Each result as a read_committed reader has it, and when, in seconds since 1970; until it is finished.
+
+        Raises:
+            BenchFailed: the subject ended, or there has been no result for a minute.
+        """
         consumer = Consumer(
             {
                 "bootstrap.servers": self.kafka.bootstrap_servers,
@@ -248,24 +257,21 @@ class Servers:
             }
         )
         consumer.assign([TopicPartition(target, number, 0) for number in range(workload.partitions)])
-        arrived: dict[int, float] = {}
-        last: dict[int, bytes] = {}
-        moved = time.monotonic()
+        count, moved = 0, time.monotonic()
         try:
-            while len(arrived) < events:
+            while not finished():
                 first = consumer.poll(0.02)  # to ask for many would wait for many
                 now = time.time()
                 found = [first, *consumer.consume(1_000, 0)] if first else []
                 for message in found:
                     if message.error() is None:
-                        arrived.setdefault(int(message.key()), now)
-                        last[message.partition()] = message.value()
+                        count += 1
+                        yield message, now
                 if found:
                     moved = time.monotonic()
-                self._check(process, time.monotonic() - moved, f"{len(arrived)} of {events} events")
+                self._check(process, time.monotonic() - moved, f"{count} results")
         finally:
             consumer.close()
-        return arrived, last
 
     def _check(self, process: ServerProcess, still: float, where: str) -> None:
         if not process.running:
@@ -298,7 +304,8 @@ async def _calls(address: str, workload: Workload, rows: int, seconds: float) ->
     return took
 
 
-def _percentiles(values: list[float]) -> dict[str, float]:
+def percentiles(values: list[float]) -> dict[str, float]:
+    """Those that are told."""
     return {p: float(np.percentile(values, float(p))) for p in ("50", "99", "99.9")}
 
 

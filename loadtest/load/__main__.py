@@ -4,33 +4,36 @@ short     half a minute at 2,000 events/s
 steps     up to a rate, to find where the system is full
 spike     ten times the rate for 30 seconds
 soak      steps first, then an hour at half of what they found
-agree     the same rate by Locust and by headrace bench: do they find the same latency?
+agree     one stream of events, timed by Locust and by headrace bench: do they find the same latency?
 """
 
 import argparse
 import json
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress
+from rich.table import Table
 
 from headrace.rig.kafka import KafkaCluster
-from headrace.rig.process import free_port
+from headrace.rig.process import ServerProcess, free_port
 from headrace.rig.triton import TritonRig
-from loadtest.bench.measure import Servers
+from loadtest.bench.measure import Servers, percentiles
 from loadtest.bench.subjects import Bridge
 from loadtest.bench.workload import BUSY, Workload, make_models
 from loadtest.dashboard import draw, prometheus
 from loadtest.load.plan import STEPS
+from loadtest.load.settings import INTENDED, WARM_UP
 
 HERE = Path(__file__).parents[1]
 _HIGHEST_STEP = 0.4  # of the rate at which a backlog drains, in large batches and with nothing else on the machine
@@ -68,7 +71,7 @@ def main() -> None:
     parser.add_argument("scenario", nargs="?", choices=SCENARIOS, default="short")
     parser.add_argument("--rate", type=float, help="events/s, in place of the scenario's")
     parser.add_argument("--seconds", type=float, help="length of the plan, or of one of its steps")
-    parser.add_argument("--rounds", type=int, default=3, help="of agree: so many, of which the median counts")
+    parser.add_argument("--rounds", type=int, default=3, help="of agree")
     parser.add_argument("--report", type=Path, default=Path("build/loadtest"), help="folder of the report")
     parser.add_argument("--web", action="store_true", help="with Locust's web page, where it is started and stopped")
     parser.add_argument("--dashboard", type=Path, help="draw the chart's dashboard of the run there, as SVG")
@@ -132,41 +135,61 @@ class Rig:
         return rate
 
     def _agree(self, rate: float, seconds: float) -> int:
-        """The same by headrace bench and by Locust, one after the other, so many times."""
-        theirs, ours, code = [], [], 0
-        self._servers.drain(Bridge(), self._workload, 400_000)  # so that Kafka's JVM is warm for both
-        for number in range(self._arguments.rounds):
-            self._console.print(f"round {number + 1}: headrace bench at {rate:,.0f} events/s, then Locust …")
-            theirs.append(self._servers.hold(Bridge(), self._workload, rate, seconds).latency_ms)
-            code = max(code, self._locust("agree", rate, seconds))
-            ours.append(self._found("agree")["latency_ms"])
-        for share in ("50", "99"):
-            told = []
-            for name, rounds in (("Locust", ours), ("headrace bench", theirs)):
-                values = [found[share] for found in rounds]
-                told.append(f"{statistics.median(values):.1f} ms ({min(values):.1f} to {max(values):.1f}) by {name}")
-            self._console.print(f"p{share}: {', '.join(told)}")
+        """The latency of the same events by Locust and by the reader of headrace bench, so many times."""
+        self._servers.drain(Bridge(), self._workload, 400_000)  # so that Kafka's JVM is warm
+        shown, code = Table("by", "p50, ms", "p99, ms"), 0
+        for _ in range(self._arguments.rounds):
+            theirs: list[tuple[float, float]] = []  # when an event was due, and how long its outcome took; seconds
+            code = max(code, self._locust("agree", rate, seconds, theirs))
+            if not theirs:
+                return code
+            warm = min(due for due, _ in theirs) + WARM_UP
+            found = percentiles([took * 1000 for due, took in theirs if due >= warm])
+            for name, latency in (("Locust", self._found("agree")["latency_ms"]), ("headrace bench", found)):
+                shown.add_row(name, f"{latency['50']:.1f}", f"{latency['99']:.1f}")
+        self._console.print(shown)
         return code
+
+    def _listen(self, process: ServerProcess, target: str, ended: Event, into: list[tuple[float, float]]) -> None:
+        """As headrace bench reads results."""
+        for message, at in self._servers.outcomes(process, target, self._workload, ended.is_set):
+            due = next(int(value) / 1e9 for name, value in message.headers() or () if name == INTENDED)
+            into.append((due, at - due))
 
     def _found(self, name: str) -> dict[str, Any]:
         """The report of a scenario that has run."""
-        report: dict[str, Any] = json.loads((self._arguments.report / f"{name}.json").read_text())
+        report: dict[str, Any] = json.loads(self._report(name).read_text())
         return report
 
-    def _locust(self, name: str, rate: float, seconds: float) -> int:
-        """A scenario by Locust against a bridge of its own; Locust's exit code."""
+    def _report(self, name: str) -> Path:
+        return Path(self._arguments.report) / f"{name}.json"
+
+    def _locust(self, name: str, rate: float, seconds: float, also: list[tuple[float, float]] | None = None) -> int:
+        """A scenario by Locust against a bridge of its own; Locust's exit code.
+
+        Args:
+            name: of the scenario.
+            rate: events/s.
+            seconds: length of the plan, or of one of its steps.
+            also: where `_listen` puts what it finds.
+        """
         source = f"load-{time.time_ns()}"
         self._servers.create({source: self._workload.partitions})
         bridge = Bridge(sections={"observe": {"address": f"127.0.0.1:{self._port}"}})
         began = time.time()
-        with self._servers.running(bridge, self._workload, source) as (_, target):
+        with self._servers.running(bridge, self._workload, source) as (process, target), ThreadPoolExecutor(1) as pool:
+            ended = Event()
+            listening = pool.submit(self._listen, process, target, ended, also) if also is not None else None
             command = [*self._command(name, rate, seconds), "--source", source, "--result", target]
             command += ["--dead-letter", f"{target}-dead"]
-            (self._arguments.report / f"{name}.json").unlink(
-                missing_ok=True
-            )  # that of a run before says nothing of this
+            self._report(name).unlink(missing_ok=True)  # that of a run before says nothing of this one
             with _processes(command, self._arguments.workers) as locust:
-                code = self._wait(locust, name, seconds * (STEPS if name == "steps" else 1))
+                try:
+                    code = self._wait(locust, name, seconds * (STEPS if name == "steps" else 1))
+                finally:
+                    ended.set()
+            if listening:
+                listening.result()
             if self._prometheus:
                 variables = {"namespace": "loadtest", "pipeline": target}
                 self._arguments.dashboard.write_text(draw(self._prometheus, began, time.time(), variables))
@@ -200,7 +223,7 @@ class Rig:
             "--loglevel", "WARNING",
             "--bootstrap", self._servers.kafka.bootstrap_servers,
             "--events", str(self._home / "events.jsonl"), "--linger-ms", "1" if highest < BUSY else "5",
-            "--report", str(arguments.report / name),
+            "--report", str(self._report(name).with_suffix("")),
         ]  # fmt: skip
 
 

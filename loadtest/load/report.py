@@ -86,7 +86,8 @@ class Gates:
         if refused:
             return f"{refused:,} events were not sent: Kafka did not take them"
         if steps:
-            return told(steps) if steps[0].verdict in ("void", "cut short") else ""
+            found_none = all(step.verdict in ("void", "cut short", "after") for step in steps)
+            return told(steps) if found_none else ""
         if delay > self.max_delay_ms:
             return f"p99 of the generator's own delay is {delay:.2f} ms; give it a core of its own, or workers"
         if busy > AWAY * self.max_delay_ms:

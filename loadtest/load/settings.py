@@ -9,6 +9,9 @@ import numpy as np
 INTENDED = "headrace-intended-ns"
 """Header of every event, and so of its result: when it was due, in nanoseconds since 1970."""
 
+WARM_UP = 2.0
+"""Seconds from the first event on whose latencies do not count, unless told otherwise."""
+
 AWAY = 20
 """So many times as late as an event may be sent, the reader may look for more."""
 
@@ -53,7 +56,7 @@ class Settings:
     seed: int = 1
     linger_ms: int = 5
     late_ms: float = 1.0
-    warm_up: float = 2.0
+    warm_up: float = WARM_UP
     patience: float = 30.0
     security: dict[str, str] = field(default_factory=dict)
 

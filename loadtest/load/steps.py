@@ -19,6 +19,7 @@ _BEHIND = 1.0  # seconds of events without an outcome
 _SENT = 0.9  # of what was asked for
 
 _NONE = np.zeros(len(BOUNDS) + 1)
+_ENDS = {"cut short": "the run was ended", "fell behind": "it falls behind", "too slow": "p99 is above --max-p99-ms"}
 Verdict = Literal["kept up", "fell behind", "too slow", "void", "cut short", "after"]
 
 
@@ -35,7 +36,7 @@ class Step:
         away: share of the reader's looks that came too long after the last.
         verdict: cut short, when it was not carried out; void, when more than one of a hundred events was sent too late,
             or of the reader's looks; fell behind, when in the end more than a second of events had no outcome; too
-            slow, when p99 is above what it may be; after, when an earlier one did not keep up, so that it says nothing.
+            slow, when p99 is above what it may be; after, when one of these three was before it.
     """
 
     rate: float
@@ -65,7 +66,7 @@ def judge(found: Found, plan: Plan, max_p99_ms: float = math.inf) -> list[Step]:
         late = total(found.late) / max(1, total(found.sending))
         away = total(found.away) / max(1, total(found.looks))
         verdict: Verdict = "kept up"
-        if steps and steps[-1].verdict != "kept up":
+        if any(step.verdict in _ENDS or step.verdict == "after" for step in steps):
             verdict = "after"
         elif total(found.sending) < phase.rate * len(seconds) * _SENT:
             verdict = "cut short"
@@ -87,13 +88,12 @@ def capacity(steps: Sequence[Step]) -> float:
 def told(steps: Sequence[Step]) -> str:
     """The same as a sentence, with what came after it."""
     most = f"keeps up with {capacity(steps):,.0f} events/s" if capacity(steps) else "nothing was found"
-    ended = next((step for step in steps if step.verdict != "kept up"), None)
-    if ended is None:
-        return f"{most} and may do more: no step was too much for it (--plan-rate)"
-    why = {
-        "void": "the generator itself is too slow, in sending or in reading",
-        "cut short": "the run was ended",
-        "fell behind": "it falls behind",
-        "too slow": "p99 is above --max-p99-ms",
-    }[ended.verdict]
-    return f"{most}; at {ended.rate:,.0f} {why}"
+    for step in steps:
+        if step.verdict in _ENDS:
+            return f"{most}; at {step.rate:,.0f} {_ENDS[step.verdict]}"
+    void = [step.rate for step in steps if step.verdict == "void" and step.rate > capacity(steps)]
+    if void:
+        return (
+            f"{most}; from {void[0]:,.0f} on the generator itself was too slow, in sending or in reading, to say more"
+        )
+    return f"{most} and may do more: no step was too much for it (--plan-rate)"
