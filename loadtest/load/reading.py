@@ -24,6 +24,9 @@ class Reading:
 
     Args:
         settings: of the stream.
+
+    Attributes:
+        received: events that have one.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -34,7 +37,8 @@ class Reading:
         self._first = math.inf
         self._fresh: list[int] = []
         self._latency = HdrHistogram(1, LONGEST_US, 3)
-        self._received = self._again = 0
+        self.received = 0
+        self._again = 0
         self._found: Counter[str] = Counter()
         self._versions: dict[str, float] = {}
 
@@ -50,7 +54,7 @@ class Reading:
         if self._seen[number] > 1:
             self._again += 1
             return
-        self._received += 1
+        self.received += 1
         intended = next(int(value) for name, value in message.headers() if name == INTENDED)
         took = max(1, int(now * 1e6 - intended / 1e3))
         self._fresh.append(took)
@@ -77,13 +81,13 @@ class Reading:
 
     def complete(self, count: int) -> bool:
         """Whether so many events have an outcome."""
-        return self._received >= count
+        return self.received >= count
 
     def verdict(self, count: int) -> dict[str, Any]:
         """What is wrong with the outcomes of so many events."""
         return {
-            "received": self._received,
-            "missing": count - self._received,
+            "received": self.received,
+            "missing": count - self.received,
             "duplicated": self._again,
             "disordered": self._found["disordered"],
             "dead_letters": self._found["dead_letters"],
