@@ -304,6 +304,13 @@ def end(environment: Environment, **_: Any) -> None:
     environment.process_exit_code = write(LOAD.found, streams, gates, LOAD.observer, options.report, steps)
 
 
+@events.quitting.add_listener
+def end_first(environment: Environment, **_: Any) -> None:
+    """Where Ctrl-C ends it, Locust takes its exit code before it ends the test."""
+    if environment.runner is not None and not isinstance(environment.runner, WorkerRunner):
+        environment.runner.stop()  # nothing, where it has stopped
+
+
 def _finish(environment: Environment) -> None:
     """End the stream of this process, if it has one; what has no outcome is a failure for Locust too."""
     if LOAD.stream is None:

@@ -96,7 +96,7 @@ class BridgeAutoscaling(Values):
     """Share of a core, for each worker, at which bridges should work. Without it (0) the lag alone says how many there are,
     and since it is gone when there are enough, they would come and go all day. Needs the metrics of pods."""
     scale_down_window: int = Field(default=600, ge=300)
-    """Seconds that the lag must have been low before a bridge goes; at least 300."""
+    """Seconds that fewer bridges must have been enough before one goes; at least 300."""
     authentication_ref: str = ""
     """A TriggerAuthentication that exists. Empty: one is made from the Secret of the pipeline's sasl.password_file."""
 
@@ -124,7 +124,7 @@ class Bridge(Placement):
     termination_grace_period_seconds: int | None = Field(default=None, ge=1)
     """Computed from the pipeline's drain_timeout, commit_interval and model.timeout when not set; less is refused."""
     autoscaling: BridgeAutoscaling = BridgeAutoscaling()
-    """Scaling by lag."""
+    """Scaling by consumer lag and CPU."""
 
 
 class Watcher(Values):

@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from bridge.errors import HeadraceError
 from headrace.rig.kafka import KafkaCluster
 from headrace.rig.process import ServerProcess, free_port
 from headrace.rig.triton import TritonRig
@@ -33,7 +34,9 @@ from loadtest.bench.subjects import Bridge
 from loadtest.bench.workload import BUSY, Workload, make_models
 from loadtest.dashboard import draw, prometheus
 from loadtest.load.plan import STEPS
+from loadtest.load.report import UNUSABLE
 from loadtest.load.settings import INTENDED, WARM_UP
+from serving.errors import ServingError
 
 HERE = Path(__file__).parents[1]
 _HIGHEST_STEP = 0.4  # of the rate at which a backlog drains, in large batches and with nothing else on the machine
@@ -84,6 +87,9 @@ def main() -> None:
             code = Rig(arguments, stack, Path(folder)).run()
         except KeyboardInterrupt:
             code = _INTERRUPTED
+        except (HeadraceError, ServingError) as error:
+            print(error, file=sys.stderr)
+            code = UNUSABLE
     sys.exit(code)
 
 
@@ -234,7 +240,9 @@ _LOCUST = (sys.executable, "-m", "locust", "-f", str(HERE / "locustfile.py"), "K
 def _processes(command: Sequence[str], workers: int) -> Iterator[subprocess.Popen[bytes]]:
     """Locust as one process, or as a master and so many workers."""
     distributed = ["--master", "--expect-workers", str(workers)] if workers else []
-    others = [subprocess.Popen([*_LOCUST, "--worker", "--loglevel", "WARNING"]) for _ in range(workers)]
+    worker = [*_LOCUST, "--worker", "--loglevel", "WARNING"]
+    # Ctrl-C is for the master, which ends them.
+    others = [subprocess.Popen(worker, start_new_session=True) for _ in range(workers)]
     processes = [subprocess.Popen([*command, *distributed]), *others]
     try:
         yield processes[0]

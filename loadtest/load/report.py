@@ -1,5 +1,6 @@
 """What a load test found: in the terminal, as JSON, and as a page with plots; and whether it passes."""
 
+import http.client
 import json
 import math
 import time
@@ -132,15 +133,16 @@ class Observer:
                 try:
                     with urllib.request.urlopen(url, timeout=2) as answer:  # noqa: S310 - the user's own bridges
                         families = list(text_string_to_metric_families(answer.read().decode()))
-                except OSError:
-                    continue  # one that has gone; the others go on
+                except (OSError, http.client.HTTPException, ValueError):
+                    break  # of this second nothing is known
                 for sample in (sample for family in families for sample in family.samples):
                     lag += sample.value if sample.name == "headrace_consumer_lag_records" else 0.0
                     total += sample.value if sample.name == "headrace_batch_records_sum" else 0.0
                     count += sample.value if sample.name == "headrace_batch_records_count" else 0.0
-            batches = count - self._last[1]
-            self.seen[int(time.time())] = (lag, (total - self._last[0]) / batches if batches > 0 else math.nan)
-            self._last = (total, count)
+            else:
+                batches = count - self._last[1]
+                self.seen[int(time.time())] = (lag, (total - self._last[0]) / batches if batches > 0 else math.nan)
+                self._last = (total, count)
             gevent.sleep(1)
 
 

@@ -68,10 +68,10 @@ def judge(found: Found, plan: Plan, max_p99_ms: float = math.inf) -> list[Step]:
         verdict: Verdict = "kept up"
         if any(step.verdict in _ENDS or step.verdict == "after" for step in steps):
             verdict = "after"
-        elif total(found.sending) < phase.rate * len(seconds) * _SENT:
-            verdict = "cut short"
         elif late > _MANY or away > _MANY:
             verdict = "void"
+        elif total(found.sending) < phase.rate * len(seconds) * _SENT:
+            verdict = "cut short"
         elif waiting > phase.rate * _BEHIND:
             verdict = "fell behind"
         elif p99 > max_p99_ms:

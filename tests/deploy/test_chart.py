@@ -224,6 +224,26 @@ REFUSED = [
         {"pipeline": {**PIPELINE, "kafka": {"bootstrap_servers": "${BROKERS}"}}},
         "pipeline.kafka.bootstrap_servers: ${BROKERS} is known to the bridge alone",
     ),
+    (
+        {
+            "bridge": {"autoscaling": {"enabled": True}},
+            "pipeline": {
+                **PIPELINE,
+                "kafka": {
+                    "bootstrap_servers": "k:9092",
+                    "security": {
+                        "protocol": "SASL_PLAINTEXT",
+                        "sasl": {
+                            "mechanism": "PLAIN",
+                            "username": "${WHO}",
+                            "password_file": "/etc/headrace/secrets/kafka/password",
+                        },
+                    },
+                },
+            },
+        },
+        "pipeline.kafka.security.sasl.username: ${WHO} is known to the bridge alone",
+    ),
     ({"repository": {"kind": "objectStore"}}, "repository.url: required"),
     ({"repository": {"kind": "image"}}, "repository.image.reference: required"),
     ({"repository": {"kind": "initCopy"}}, "repository.image.reference: required"),

@@ -1,8 +1,11 @@
 """Locust as its users start it, on a real Kafka and a real Triton: what a run says, and how it ends."""
 
 import json
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +14,16 @@ import pytest
 from headrace.rig.triton import TritonRig
 from loadtest.load.settings import INTENDED
 from tests.integration.test_pipeline import dense, event
-from tests.support import Broker, running
+from tests.support import Broker, running, until
 
 ROOT = Path(__file__).parents[2]
 
 
+LOCUST = [sys.executable, "-m", "locust", "-f", str(ROOT / "loadtest" / "locustfile.py"), "--headless"]
+
+
 def locust(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "locust", "-f", str(ROOT / "loadtest" / "locustfile.py"), "--headless"]
-    return subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=120, cwd=ROOT)
+    return subprocess.run([*LOCUST, *arguments], capture_output=True, text=True, timeout=120, cwd=ROOT)
 
 
 @pytest.fixture
@@ -74,20 +79,25 @@ def test_every_outcome_of_a_run_is_accounted_for(
         assert "above 0.1 ms (--max-p99-ms)" in " ".join(slow.stderr.split())
 
 
+@contextmanager
+def workers(port: str) -> Iterator[None]:
+    worker = [sys.executable, "-m", "locust", "-f", str(ROOT / "loadtest" / "locustfile.py"), "KafkaEventUser"]
+    processes = [subprocess.Popen([*worker, "--worker", "--master-port", port], cwd=ROOT) for _ in range(2)]
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.terminate()
+            process.wait()
+
+
 def test_workers_begin_together_and_their_steps_end_in_one_report(
     broker: Broker, triton: TritonRig, topics: dict[str, str], arguments: list[str], tmp_path: Path
 ) -> None:
     port = ["--master-bind-port", "15557"]
-    with running(dense(broker, triton, topics), tmp_path):
-        worker = [sys.executable, "-m", "locust", "-f", str(ROOT / "loadtest" / "locustfile.py"), "KafkaEventUser"]
-        workers = [subprocess.Popen([*worker, "--worker", "--master-port", "15557"], cwd=ROOT) for _ in range(2)]
-        try:
-            steps = ["--plan", "steps", "--plan-seconds", "4"]
-            done = locust(*arguments, *steps, "--master", "--expect-workers", "2", *port)
-        finally:
-            for process in workers:
-                process.terminate()
-                process.wait()
+    with running(dense(broker, triton, topics), tmp_path), workers("15557"):
+        steps = ["--plan", "steps", "--plan-seconds", "4"]
+        done = locust(*arguments, *steps, "--master", "--expect-workers", "2", *port)
         assert done.returncode == 0, done.stdout + done.stderr
         found = report(tmp_path)
         assert [step["rate"] for step in found["steps"]] == [25 * (number + 1) for number in range(8)]
@@ -103,6 +113,24 @@ def test_workers_begin_together_and_their_steps_end_in_one_report(
             began[stream] = min(due, began.get(stream, due))
         assert len(began) == 2  # each worker has a stream of its own
         assert max(began.values()) - min(began.values()) < 1  # and begins when all are ready
+
+
+def test_what_ctrl_c_ends_is_judged_by_what_was_sent_until_then(
+    broker: Broker, triton: TritonRig, topics: dict[str, str], arguments: list[str], tmp_path: Path
+) -> None:
+    master = ["--master", "--expect-workers", "2", "--master-bind-port", "15558", "--plan-seconds", "60"]
+    with running(dense(broker, triton, topics), tmp_path), workers("15558"):
+        process = subprocess.Popen([*LOCUST, *arguments, *master], cwd=ROOT)
+        try:
+            until(lambda: broker.count(topics["results"]) > 100)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(60) == 0
+        finally:
+            process.kill()
+            process.wait()
+    found = report(tmp_path)
+    assert found["verdict"] == "passed"
+    assert 100 < found["sent"] == found["received"] < 10_000
 
 
 def test_events_without_an_outcome_fail_a_run(arguments: list[str], tmp_path: Path) -> None:

@@ -62,12 +62,18 @@ class Release:
 
     def apply(self, *settings: str, install: bool = False) -> None:
         """Install it; or upgrade it, and wait until it runs."""
-        sets = [word for setting in settings for word in ("--set", setting)]
+        sets = [word for setting in settings for word in ("--set-json", _typed(setting))]
         given = [RELEASE, str(CHART), "-f", str(EXAMPLE), "-f", str(self._values), *sets]
         if install:
             self.helm("install", *given)  # waits for nothing: its bridge is ready once there is a model
         else:
             self.helm("upgrade", *given, "--wait", "--timeout=8m")
+
+
+def _typed(setting: str) -> str:
+    """For --set-json, since --set takes a fraction for a text."""
+    key, _, value = setting.partition("=")
+    return f"{key}={json.dumps(yaml.safe_load(value))}"
 
 
 def pods() -> str:
@@ -90,7 +96,10 @@ def ready(component: str) -> int:
 
 def first_pod(component: str) -> str:
     """Name of a pod of a component that is not about to end."""
-    return str(_alive(component)[0]["metadata"]["name"])
+    alive = _alive(component)
+    if not alive:
+        raise Failed(f"there is no {component} pod\n{pods()}")
+    return str(alive[0]["metadata"]["name"])
 
 
 def restarts() -> int:

@@ -148,13 +148,13 @@ class Traffic:
     def _write(self) -> None:
         due = time.time()
         while not self._stop.is_set():
-            now = time.time()
-            if not self._rate:
+            now, rate = time.time(), self._rate
+            if not rate:
                 due = now
             with self._lock:
-                while self._rate and due <= now:
+                while rate and due <= now:
                     self._send(due)
-                    due += 1 / self._rate
+                    due += 1 / rate
             self._producer.poll(0)
             time.sleep(0.005)
         self._producer.flush()
