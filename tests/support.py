@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import GroupCoordinatorNotAvailableError
 
 from bridge.config.model import Kafka
 from headrace.rig.process import ServerProcess
@@ -104,7 +105,12 @@ class Broker:
             admin = AIOKafkaAdminClient(bootstrap_servers=self.bootstrap)
             await admin.start()
             try:
-                offsets = await admin.list_consumer_group_offsets(group)
+                while True:
+                    try:
+                        offsets = await admin.list_consumer_group_offsets(group)
+                        break
+                    except GroupCoordinatorNotAvailableError:
+                        await asyncio.sleep(0.1)  # the first group of a broker: it makes the topic of offsets only now
                 return {tp.partition: meta.offset for tp, meta in offsets.items() if tp.topic == topic}
             finally:
                 await admin.close()
