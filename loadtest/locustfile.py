@@ -56,6 +56,7 @@ def options(parser: LocustArgumentParser) -> None:
     add("--plan", choices=_PLANS, default="none", help="How the rate goes; none: by the number of users")
     add("--plan-rate", type=float, default=1000.0, help="Events/s of the plan; of steps the highest")
     add("--plan-seconds", type=float, default=60.0, help="Length of the plan; of steps that of one step")
+    add("--plan-steps", type=int, default=plans.STEPS, help="Of steps: so many, evenly up to the highest rate")
     add("--plan-file", default="", help="Of replay: CSV with the columns seconds, events_per_second")
     add("--plan-speed", type=float, default=1.0, help="Of replay: so many times faster")
     add("--observe", default="", help="URLs of bridges' /metrics, with commas: lag and batches in the report")
@@ -79,12 +80,12 @@ def options(parser: LocustArgumentParser) -> None:
 def planned(options: Any) -> plans.Plan:
     """The plan that was asked for."""
     rate, seconds = options.plan_rate, options.plan_seconds
-    for name in ("plan_rate", "plan_seconds", "plan_speed"):
+    for name in ("plan_rate", "plan_seconds", "plan_steps", "plan_speed"):
         if not getattr(options, name) > 0:
             raise plans.PlanError(f"--{name.replace('_', '-')} {getattr(options, name):g}: must be above 0")
     match options.plan:
         case "steps":
-            return plans.steps(rate, plans.STEPS, seconds)
+            return plans.steps(rate, options.plan_steps, seconds)
         case "spike":
             return plans.spike(rate, seconds)
         case "replay":

@@ -38,7 +38,8 @@ from loadtest.load.report import UNUSABLE
 from loadtest.load.settings import INTENDED, WARM_UP
 from serving.errors import ServingError
 
-HERE = Path(__file__).parents[1]
+LOCUST = (sys.executable, "-m", "locust", "-f", str(Path(__file__).parents[1] / "locustfile.py"), "KafkaEventUser")
+"""The command that starts it, for events into Kafka."""
 _HIGHEST_STEP = 0.4  # of the rate at which a backlog drains, in large batches and with nothing else on the machine
 _SOAK = 0.5  # of what steps have found
 _INTERRUPTED = 130  # exit code, as of any command that Ctrl-C ends
@@ -225,7 +226,7 @@ class Rig:
         # To be asked for its metrics costs a bridge milliseconds, which headrace bench does not ask it for.
         observed = ["--observe", f"http://127.0.0.1:{self._port}/metrics"] if name != "agree" else []
         return [
-            *_LOCUST, *(["--web-host", "127.0.0.1"] if arguments.web else [*headless, *planned]), *observed,
+            *LOCUST, *(["--web-host", "127.0.0.1"] if arguments.web else [*headless, *planned]), *observed,
             "--loglevel", "WARNING",
             "--bootstrap", self._servers.kafka.bootstrap_servers,
             "--events", str(self._home / "events.jsonl"), "--linger-ms", "1" if highest < BUSY else "5",
@@ -233,14 +234,11 @@ class Rig:
         ]  # fmt: skip
 
 
-_LOCUST = (sys.executable, "-m", "locust", "-f", str(HERE / "locustfile.py"), "KafkaEventUser")
-
-
 @contextmanager
 def _processes(command: Sequence[str], workers: int) -> Iterator[subprocess.Popen[bytes]]:
     """Locust as one process, or as a master and so many workers."""
     distributed = ["--master", "--expect-workers", str(workers)] if workers else []
-    worker = [*_LOCUST, "--worker", "--loglevel", "WARNING"]
+    worker = [*LOCUST, "--worker", "--loglevel", "WARNING"]
     # Ctrl-C is for the master, which ends them.
     others = [subprocess.Popen(worker, start_new_session=True) for _ in range(workers)]
     processes = [subprocess.Popen([*command, *distributed]), *others]

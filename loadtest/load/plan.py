@@ -32,7 +32,7 @@ class Phase:
 Plan = Sequence[Phase]
 _SHORTEST_STEP = 4  # seconds
 STEPS = 8
-"""So many a plan of steps has."""
+"""So many a plan of steps has, unless told otherwise."""
 
 
 def uniform(rate: float, seconds: float) -> Plan:
