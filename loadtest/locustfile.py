@@ -8,6 +8,7 @@ not. More users, more events; Locust's web page and its workers do the rest. Wit
 """
 
 import math
+import signal
 import sys
 import time
 import uuid
@@ -181,6 +182,7 @@ def set_up(environment: Environment, **_: Any) -> None:
     from loadtest.load.shape import PlanShape  # here: Locust would take any shape of this file for the one to use
 
     options, runner = environment.parsed_options, environment.runner
+    hear_ctrl_c()
     if isinstance(runner, WorkerRunner):
         runner.register_message(_RATE, lambda environment, msg, **_: LOAD.set_rate(msg.data))
         runner.register_message(_END, lambda environment, msg, **_: gevent.spawn(_finish, environment))
@@ -210,6 +212,15 @@ def set_up(environment: Environment, **_: Any) -> None:
         print(error, file=sys.stderr)
         raise SystemExit(UNUSABLE) from None
     environment.shape_class.runner = runner
+
+
+def hear_ctrl_c() -> None:
+    """In the main greenlet: left to itself, whichever runs just then gets it, and some go on as if nothing were."""
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt  # from a signal handler of gevent's it goes to the main greenlet
+
+    gevent.signal_handler(signal.SIGINT, interrupt)
 
 
 @events.test_start.add_listener

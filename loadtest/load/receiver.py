@@ -5,17 +5,15 @@ until the outcomes of N events are there, or none comes any more, and writes wha
 """
 
 import contextlib
-import json
 import math
 import os
 import time
-from typing import Any
 
 import orjson
 from confluent_kafka import Consumer, TopicPartition
 from hdrh.histogram import HdrHistogram
 
-from loadtest.load.orders import Orders
+from loadtest.load.orders import Orders, tell
 from loadtest.load.reading import Reading
 from loadtest.load.settings import AWAY, LONGEST_US, Settings
 
@@ -44,7 +42,7 @@ def main() -> None:
         if now - told >= _TELL:
             if first and first.error() is None and first.topic() == settings.result:
                 reading.note_version(str(orjson.loads(first.value()).get("model_version")), now)
-            _say({"second": int(now), "counts": reading.fresh(), "looks": looks, "away": away})
+            tell({"second": int(now), "counts": reading.fresh(), "looks": looks, "away": away})
             told, looks, away = now, 0, 0
         match orders.next():
             case ["end", count]:
@@ -59,13 +57,9 @@ def main() -> None:
             latest = time.monotonic() + settings.patience
         if expected is not None and reading.complete(expected) and time.monotonic() > earliest:
             break
-    _say({"second": int(time.time()), "counts": reading.fresh(), "looks": looks, "away": away})
-    _say({**reading.verdict(expected or 0), "busy": busy.encode().decode()})
+    tell({"second": int(time.time()), "counts": reading.fresh(), "looks": looks, "away": away})
+    tell({**reading.verdict(expected or 0), "busy": busy.encode().decode()})
     consumer.close()
-
-
-def _say(found: dict[str, Any]) -> None:
-    print(json.dumps(found), flush=True)
 
 
 def _consumer(settings: Settings) -> Consumer:

@@ -5,17 +5,15 @@ Reads a line for each change: `rate 1500`, and `end`. Writes a line of JSON ever
 
 import contextlib
 import gc
-import json
 import os
 import time
 from itertools import count, cycle
 from pathlib import Path
-from typing import Any
 
 from confluent_kafka import Producer
 from hdrh.histogram import HdrHistogram
 
-from loadtest.load.orders import Orders
+from loadtest.load.orders import Orders, tell
 from loadtest.load.plan import Spacing
 from loadtest.load.settings import INTENDED, LONGEST_US, Settings
 
@@ -89,16 +87,12 @@ def main() -> None:
                     ended = True
         if now - told >= 1:
             told = now
-            _say({"sent": total, "sending": sending, "late": late})
+            tell({"sent": total, "sending": sending, "late": late})
             sending, late = {}, {}
         time.sleep(max(_REST, min(_LOOK, spacing.wait(clock()))))
     unsent = len(refused) + producer.flush(60)
     final = {"refused": unsent, "why": refused[:1], "delays": delays.encode().decode()}
-    _say({"sent": total, "sending": sending, "late": late, **final})
-
-
-def _say(found: dict[str, Any]) -> None:
-    print(json.dumps(found), flush=True)
+    tell({"sent": total, "sending": sending, "late": late, **final})
 
 
 if __name__ == "__main__":

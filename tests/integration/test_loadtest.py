@@ -3,6 +3,7 @@
 import json
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -127,6 +128,29 @@ def test_what_ctrl_c_ends_is_judged_by_what_was_sent_until_then(
     found = report(tmp_path)
     assert found["verdict"] == "passed"
     assert 100 < found["sent"] == found["received"] < 10_000
+
+
+def test_ctrl_c_is_heard_whichever_greenlet_runs() -> None:
+    script = """
+import os, signal, gevent
+from loadtest.locustfile import hear_ctrl_c
+
+def deaf():
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+        gevent.sleep(0.01)
+    except KeyboardInterrupt:
+        pass
+    gevent.sleep(60)
+
+hear_ctrl_c()
+try:
+    gevent.spawn(deaf).join()
+except KeyboardInterrupt:
+    print("heard")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30, cwd=ROOT)
+    assert done.stdout == "heard\n", done.stderr
 
 
 def test_events_without_an_outcome_fail_a_run(arguments: list[str], tmp_path: Path) -> None:

@@ -177,11 +177,12 @@ def test_a_repository_in_an_object_store_is_served_published_to_and_rolled_back(
         done = headrace("models", "rollback", url, "fraud", "--server", served.address)
         assert done.returncode == 0, done.stderr
         assert control.ready() == {"fraud": {1}}
-        listed = json.loads(headrace("models", "list", "--server", served.address, "--json").stdout)
-        assert {(row["version"], row["state"].partition(":")[0]) for row in listed} == {
-            (1, "READY"),
-            (2, "UNAVAILABLE"),
-        }
+
+        def states() -> set[tuple[int, str]]:
+            listed = json.loads(headrace("models", "list", "--server", served.address, "--json").stdout)
+            return {(row["version"], row["state"].partition(":")[0]) for row in listed}
+
+        until(lambda: states() == {(1, "READY"), (2, "UNAVAILABLE")})  # unloading takes a moment
         control.close()
     assert "withdrawn: taken back by hand" in headrace("models", "list", url).stdout
     assert headrace("models", "prune", url).returncode == 0
