@@ -391,8 +391,10 @@ class KafkaSource:
                 except Exception as unread:  # noqa: BLE001 - as above
                     if isinstance(unread, KafkaError) and not isinstance(unread, CorruptRecordException):
                         break
-                    if taken or epoch.pending:
-                        break  # what stands before it gets its outcome first; then it is found again
+                    if not (taken or epoch.pending):
+                        await self.commit(_CALL_TIMEOUT)
+                    if taken or epoch.uncommitted:
+                        break  # what stands before it gets its outcome and its commit first; then it is found again
                     self.restart(epoch, HALTED_SECONDS, self._unreadable(tp, epoch, unread))
                 else:
                     found = self._segments(polled)
