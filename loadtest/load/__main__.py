@@ -42,6 +42,12 @@ LOCUST = (sys.executable, "-m", "locust", "-f", str(Path(__file__).parents[1] / 
 """The command that starts it, for events into Kafka."""
 _HIGHEST_STEP = 0.4  # of the rate at which a backlog drains, in large batches and with nothing else on the machine
 _SOAK = 0.5  # of what steps have found
+_KEPT = {
+    "log.retention.ms": "600000",
+    "log.retention.check.interval.ms": "60000",
+    "log.segment.bytes": str(128 * 2**20),
+}
+"""Of the log: ten minutes, far more than anything is read late. An hour of it may fill a disk."""
 _INTERRUPTED = 130  # exit code, as of any command that Ctrl-C ends
 
 
@@ -109,7 +115,7 @@ class Rig:
         self._workload = Workload()
         self._console.print("starting Kafka and Triton …")
         make_models(home / "models", [self._workload])
-        kafka = stack.enter_context(KafkaCluster())
+        kafka = stack.enter_context(KafkaCluster(properties=lambda _: _KEPT))
         triton = stack.enter_context(TritonRig(home / "models"))
         self._servers = Servers(kafka, triton.address, triton, home)
         (home / "events.jsonl").write_bytes(b"\n".join(self._workload.values()))
