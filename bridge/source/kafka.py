@@ -392,7 +392,7 @@ class KafkaSource:
                     if isinstance(unread, KafkaError) and not isinstance(unread, CorruptRecordException):
                         break
                     if not (taken or epoch.pending):
-                        await self.commit(_CALL_TIMEOUT)
+                        await self.commit(_CALL_TIMEOUT)  # not yet due, and the next epoch begins at what is committed
                     if taken or epoch.uncommitted:
                         break  # what stands before it gets its outcome and its commit first; then it is found again
                     self.restart(epoch, HALTED_SECONDS, self._unreadable(tp, epoch, unread))
